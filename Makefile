@@ -1,0 +1,24 @@
+PYTHON ?= python3
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint clean
+
+help: ## показать эту справку
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: ## поднять vLLM на процессоре и шлюз, открыть разговор; выход остановит всё
+	@$(PYTHON) -m demo
+
+test: ## подготовить всё нужное и прогнать все тесты
+	@$(PYTHON) -m demo.environments tests vllm
+	@.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: ## проверить стиль, формат и типы
+	@$(PYTHON) -m demo.environments tests
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy app client tests demo
+
+clean: ## удалить окружения и всё созданное
+	rm -rf .venv .venv-vllm .demo

@@ -1,0 +1,129 @@
+"""What a client can do with a session, one method for each endpoint; knows nothing of HTTP."""
+
+import difflib
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+
+from app.config import Settings
+from app.context import Pair
+from app.errors import InvalidRequest
+from app.sessions import Session, SessionStore
+from app.tokenizer import ChatTokenizer
+from app.turn import Limits, Question, Turn
+from app.vllm import VLLMClient
+
+
+class Chat:
+    """All sessions of one gateway. Unknown sessions raise SessionNotFound everywhere."""
+
+    def __init__(self, settings: Settings, sessions: SessionStore, tokenizer: ChatTokenizer, vllm: VLLMClient) -> None:
+        self._settings = settings
+        self._sessions = sessions
+        self._tokenizer = tokenizer
+        self._vllm = vllm
+        self._max_model_len = 0
+        self.known_fields: frozenset[str] = frozenset()
+
+    async def open(self, vllm_api_key: str, system_prompt: str | None) -> tuple[Session, int]:
+        """Open a session for a key that vLLM accepts; None is the default prompt. Returns it and its seconds to live.
+
+        Raises:
+            Overloaded: MAX_SESSIONS are open.
+            InvalidKey, Upstream: see `VLLMClient.max_model_len`.
+        """
+        await self._sessions.require_room()
+        self._max_model_len = await self._vllm.max_model_len(vllm_api_key)
+        if system_prompt is None:
+            system_prompt = self._settings.default_system_prompt
+        session = Session(vllm_api_key, system_prompt)
+        await self._sessions.add(session)
+        return session, await self._sessions.renew(session)
+
+    async def replace_key(self, session_id: str, vllm_api_key: str) -> tuple[Session, int]:
+        """Give a live session another key, once vLLM accepts it; a turn in flight goes on with the old one."""
+        session = await self._sessions.get(session_id)
+        self._max_model_len = await self._vllm.max_model_len(vllm_api_key)
+        session = await self._sessions.get(session_id)
+        session.vllm_api_key = vllm_api_key
+        return session, await self._sessions.renew(session)
+
+    async def set_system_prompt(self, session_id: str, system_prompt: str) -> int:
+        """Replace the system prompt; the history stays. Raises SessionBusy. Returns the seconds to live."""
+        session = await self._sessions.get(session_id)
+        session.require_idle()
+        session.system_prompt = system_prompt
+        return await self._sessions.renew(session)
+
+    async def history(self, session_id: str) -> tuple[Session, int]:
+        """The committed state, also while a turn is in flight."""
+        session = await self._sessions.get(session_id)
+        return session, await self._sessions.renew(session)
+
+    async def cancel(self, session_id: str) -> tuple[bool, int]:
+        """Stop the turn in flight and wait until the session is free. False: there was nothing to stop."""
+        session = await self._sessions.get(session_id)
+        cancelled = await _stop_turn(session)
+        return cancelled, await self._sessions.renew(session)
+
+    async def undo(self, session_id: str) -> tuple[Pair, int]:
+        """Remove the last pair. Raises SessionBusy, NothingToUndo."""
+        session = await self._sessions.get(session_id)
+        pair = session.undo()
+        return pair, await self._sessions.renew(session)
+
+    async def reset(self, session_id: str) -> int:
+        """Empty the history. Raises SessionBusy."""
+        session = await self._sessions.get(session_id)
+        session.reset()
+        return await self._sessions.renew(session)
+
+    async def stop(self, session_id: str) -> None:
+        """End the session; a turn in flight is stopped first for everyone but its own client."""
+        session = await self._sessions.get(session_id)
+        await self._sessions.remove(session)
+        await _stop_turn(session)
+
+    @asynccontextmanager
+    async def turn(self, session_id: str, question: Question) -> AsyncIterator[Turn]:
+        """Occupy a session with a turn; the session is free again on leaving.
+
+        Raises:
+            InvalidRequest: `question.extra` holds a field that vLLM does not know and would ignore.
+            SessionBusy: another turn is in flight.
+        """
+        _require_known(question.extra, self.known_fields)
+        session = await self._sessions.get(session_id)
+        limits = Limits(self._settings.max_context_tokens, self._max_model_len, self._settings.max_session_bytes)
+        turn = Turn(session, question, self._vllm, self._tokenizer, limits)
+        session.begin(turn)
+        try:
+            await self._sessions.renew(session)
+            yield turn
+        finally:
+            session.end()
+            turn.expires_in = await self._sessions.renew(session)
+
+    async def session_count(self) -> int:
+        """Open sessions."""
+        return await self._sessions.count()
+
+
+async def _stop_turn(session: Session) -> bool:
+    turn = session.turn
+    if turn is None:
+        return False
+    turn.cancel()
+    await turn.finished.wait()
+    return turn.cancelled
+
+
+def _require_known(names: Iterable[str], known: frozenset[str]) -> None:
+    """Refuse what vLLM would silently ignore; where its list could not be read, `known` is empty and all passes."""
+    for name in names:
+        if known and name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+            raise InvalidRequest(
+                f"vLLM не знает параметра extra.{name} и молча пропустил бы его. "
+                f"Ближайшее известное имя: {nearest[0]}.",
+                field=f"extra.{name}",
+            )

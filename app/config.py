@@ -1,0 +1,105 @@
+"""Settings: read once from the environment, checked, frozen."""
+
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, ValidationError, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from app.validation import reason
+
+DEFAULT_SYSTEM_PROMPT = "Ты — полезный ассистент. Отвечай по-русски, точно и по делу."
+
+
+class ConfigError(Exception):
+    """The gateway cannot start; the message is one Russian line that says what to change."""
+
+
+def _check_base_url(url: str) -> str:
+    url = url.rstrip("/")
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or not parts.path.endswith("/v1"):
+        raise PydanticCustomError("base_url", "нужен адрес вида http://vllm:8000/v1")
+    return url
+
+
+def _check_web_concurrency(processes: int) -> int:
+    if processes != 1:
+        raise PydanticCustomError(
+            "web_concurrency",
+            "сессии живут в памяти одного процесса, поэтому рабочий процесс может быть только один; уберите переменную",
+        )
+    return processes
+
+
+def _split_list(value: object) -> object:
+    return tuple(item.strip() for item in value.split(",") if item.strip()) if isinstance(value, str) else value
+
+
+def _upper(value: object) -> object:
+    return value.upper() if isinstance(value, str) else value
+
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Settings(BaseSettings):
+    """What the environment says. Field names in upper case are the variables' names."""
+
+    model_config = SettingsConfigDict(frozen=True)
+
+    vllm_base_url: Annotated[str, AfterValidator(_check_base_url)] = "http://vllm:8000/v1"
+    vllm_model_name: Annotated[str, Field(min_length=1)] = "/app/model"
+    tokenizer_path: str = ""
+    max_context_tokens: PositiveInt = 8000
+    session_ttl_seconds: PositiveInt = 600
+    default_system_prompt: str = DEFAULT_SYSTEM_PROMPT
+    cors_allow_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list)] = ("*",)
+    log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_upper)] = "INFO"
+    max_request_bytes: PositiveInt = 1024 * 1024
+    max_sessions: PositiveInt = 10_000
+    max_session_bytes: PositiveInt = 4 * 1024 * 1024
+    vllm_connect_timeout_seconds: Seconds = 5.0
+    vllm_idle_timeout_seconds: Seconds = 300.0
+    vllm_total_timeout_seconds: Seconds = 1800.0
+    web_concurrency: Annotated[int, AfterValidator(_check_web_concurrency)] = 1
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.max_session_bytes < self.max_request_bytes:
+            raise PydanticCustomError(
+                "session_bytes",
+                "MAX_SESSION_BYTES={session} меньше MAX_REQUEST_BYTES={request}: "
+                "одно сообщение не поместилось бы в сессию; увеличьте MAX_SESSION_BYTES",
+                {"session": self.max_session_bytes, "request": self.max_request_bytes},
+            )
+        return self
+
+    @property
+    def tokenizer_folder(self) -> str:
+        """The folder that holds the tokenizer's files: the model's own unless TOKENIZER_PATH names another."""
+        return self.tokenizer_path or self.vllm_model_name
+
+    @property
+    def vllm_root_url(self) -> str:
+        """vLLM's address without `/v1`, where /health, /version and /openapi.json are."""
+        return self.vllm_base_url.removesuffix("/v1")
+
+
+def load_settings() -> Settings:
+    """Read the environment.
+
+    Raises:
+        ConfigError: names every wrong variable, its value and what is allowed.
+    """
+    try:
+        return Settings()
+    except ValidationError as exc:
+        raise ConfigError("; ".join(_explain(error) for error in exc.errors())) from None
+
+
+def _explain(error: ErrorDetails) -> str:
+    if not error["loc"]:
+        return reason(error)
+    return f"{str(error['loc'][0]).upper()}={error['input']!r}: {reason(error)}"

@@ -1,0 +1,143 @@
+"""Wiring: `create_app(settings)`, and the `app` that uvicorn runs."""
+
+import logging
+import multiprocessing
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TypedDict
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+
+from app import __version__
+from app.background import VLLMWatch, sweep_sessions
+from app.chat import Chat
+from app.config import ConfigError, Settings, load_settings
+from app.errors import InvalidRequest, MethodNotAllowed, NotFound
+from app.middleware import BodyLimit, ErrorBoundary, RequestId, problem_response
+from app.routes import router
+from app.sessions import MemoryStore
+from app.tasks import running
+from app.tokenizer import ChatTokenizer
+from app.validation import reason
+from app.vllm import VLLMClient
+
+# What uvicorn's supervisor takes for "would fail the same way again": it stops instead of trying once more.
+_UVICORN_STARTUP_FAILURE = 3
+
+DESCRIPTION = """\
+Локальный API для диалога с моделью в vLLM: сессии, системный промпт, история в пределах контекста, потоковые ответы.
+
+Порядок работы: `POST /init_session` с ключом vLLM → `POST /chat` сколько угодно раз → `POST /stop_session`.
+Ошибки — объекты `application/problem+json` (RFC 9457): `code` для программ, `detail` по-русски для людей.
+"""
+
+
+class State(TypedDict):
+    """What the lifespan gives every request (`request.state`)."""
+
+    chat: Chat
+    vllm: VLLMClient
+    watch: VLLMWatch
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Build the gateway. Loads the tokenizer, which takes seconds: a gateway that cannot count must not start.
+
+    Raises:
+        ConfigError: the model folder has no usable tokenizer.
+    """
+    tokenizer = ChatTokenizer.load(settings.tokenizer_folder)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[State]:
+        async with AsyncExitStack() as stack:
+            vllm = await stack.enter_async_context(VLLMClient(settings))
+            sessions = MemoryStore(settings.session_ttl_seconds, settings.max_sessions)
+            chat = Chat(settings, sessions, tokenizer, vllm)
+            watch = VLLMWatch(vllm, chat)
+            await stack.enter_async_context(running(sweep_sessions(sessions)))
+            await stack.enter_async_context(running(watch.run()))
+            yield {"chat": chat, "vllm": vllm, "watch": watch}
+
+    app = FastAPIOffline(
+        redoc_url=None,
+        title="Simple Chat Gateway",
+        version=__version__,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        exception_handlers={HTTPException: _on_http_exception, RequestValidationError: _on_validation_error},
+        middleware=[
+            Middleware(RequestId),
+            Middleware(
+                CORSMiddleware,
+                allow_origins=settings.cors_allow_origins,
+                allow_methods=["GET", "POST"],
+                allow_headers=["*"],
+                expose_headers=["X-Request-Id", "Retry-After"],
+            ),
+            Middleware(ErrorBoundary),
+            Middleware(BodyLimit, max_bytes=settings.max_request_bytes),
+        ],
+    )
+    app.include_router(router)
+    return app
+
+
+def __getattr__(name: str) -> FastAPI:
+    """`app`, built when uvicorn asks for it, so that importing this module does nothing.
+
+    An impossible setting or model folder ends the process with one Russian line and exit code 2.
+    """
+    if name != "app":
+        raise AttributeError(name)
+    # Before logging is set up: one plain line is all that the person needs.
+    if multiprocessing.parent_process() is not None and "--reload" not in sys.argv:
+        print("Ошибка: сессии живут в памяти одного процесса; запустите uvicorn без --workers.", file=sys.stderr)  # noqa: T201
+        sys.exit(_UVICORN_STARTUP_FAILURE)
+    try:
+        settings = load_settings()
+        _configure_logging(settings.log_level)
+        return create_app(settings)
+    except ConfigError as exc:
+        print(f"Ошибка: {exc}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
+
+
+def _configure_logging(level: str) -> None:
+    """Our own lines at `level`; libraries only when something is wrong (httpcore2 would log headers, so keys)."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("app").setLevel(level)
+
+
+async def _on_http_exception(_: Request, exc: Exception) -> Response:
+    """FastAPI's and Starlette's own errors: no such path, no such method, a body that cannot be read."""
+    assert isinstance(exc, HTTPException)
+    if exc.status_code == 405:
+        return problem_response(MethodNotAllowed(allow=(exc.headers or {}).get("Allow", "")))
+    if exc.status_code == 404:
+        return problem_response(NotFound())
+    return problem_response(InvalidRequest("Тело запроса не разбирается: нужен JSON в UTF-8."))
+
+
+async def _on_validation_error(request: Request, exc: Exception) -> Response:
+    """A body of the wrong form: the first thing that is wrong with it, and where."""
+    assert isinstance(exc, RequestValidationError)
+    error = exc.errors()[0]
+    field = ".".join(str(part) for part in error["loc"][1:])
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        return problem_response(InvalidRequest("Нужен заголовок Content-Type: application/json и тело в JSON."))
+    if error["type"] == "json_invalid" or not field:
+        return problem_response(InvalidRequest(f"{_sentence(reason(error))}."))
+    return problem_response(InvalidRequest(f"Поле {field}: {reason(error)}.", field=field))
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,132 @@
+"""What surrounds every request: its id, the bound on its body, and the one place where errors become answers."""
+
+import logging
+import re
+import traceback
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app import sse
+from app.errors import MEDIA_TYPE, GatewayError, InternalError, RequestTooLarge
+
+log = logging.getLogger(__name__)
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._~:+/=-]{1,128}")
+
+
+def problem_response(error: GatewayError) -> Response:
+    """Render an error as an ordinary response."""
+    headers = {}
+    if "retry_after" in error.helpful:
+        headers["Retry-After"] = str(error.helpful["retry_after"])
+    if "allow" in error.helpful:
+        headers["Allow"] = str(error.helpful["allow"])
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(error.problem(), error.status, headers, media_type=MEDIA_TYPE)
+
+
+class RequestId:
+    """Gives every request an id: the client's X-Request-Id if it is a sane one, else a new one; returns it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Puts the id into `request.state.request_id`."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("X-Request-Id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        scope["state"]["request_id"] = request_id
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
+
+
+class ErrorBoundary:
+    """Makes every error an answer: a problem object before the first byte, the last event of a stream after it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The one place where `Exception` is caught. A defect is logged as type and place, without its values."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        streaming = False
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal streaming
+            streaming = streaming or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_and_note)
+        except GatewayError as exc:
+            error = exc
+        except Exception as exc:  # noqa: BLE001 - the outermost handler
+            where = "".join(traceback.format_tb(exc.__traceback__))
+            request_id = scope["state"].get("request_id")
+            # Not `exception`: an error's own text may hold what a user wrote.
+            log.error("request=%s: %s\n%s", request_id, type(exc).__qualname__, where)  # noqa: TRY400
+            error = InternalError()
+        else:
+            return
+        if streaming:
+            event = sse.encode("error", error.problem())
+            await send({"type": "http.response.body", "body": event, "more_body": False})
+        else:
+            await problem_response(error)(scope, receive, send)
+
+
+class BodyLimit:
+    """Reads the request's body, but never more than the bound; what is over it stays unread."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Raises RequestTooLarge, by the declared length or as the bytes arrive."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "0")
+        if not declared.isdecimal() or int(declared) > self._max_bytes:
+            raise self._too_large()
+        body = bytearray()
+        more = True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(body) > self._max_bytes:
+                raise self._too_large()
+        whole: Message | None = {"type": "http.request", "body": bytes(body), "more_body": False}
+
+        async def receive_whole() -> Message:
+            nonlocal whole
+            if whole is None:
+                return await receive()
+            message, whole = whole, None
+            return message
+
+        await self._app(scope, receive_whole, send)
+
+    def _too_large(self) -> RequestTooLarge:
+        return RequestTooLarge(
+            f"Тело запроса больше {self._max_bytes} байт. Сократите сообщение или увеличьте MAX_REQUEST_BYTES.",
+            limit=self._max_bytes,
+        )

@@ -1,0 +1,179 @@
+"""The endpoints: thin, each one call to `Chat`."""
+
+from typing import Annotated, Any, cast
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import Response
+
+from app import __version__
+from app.background import VLLMWatch
+from app.chat import Chat
+from app.errors import (
+    MEDIA_TYPE,
+    ContextTooLong,
+    GatewayError,
+    InternalError,
+    InvalidKey,
+    InvalidRequest,
+    NothingToUndo,
+    Overloaded,
+    RequestTooLarge,
+    SessionBusy,
+    SessionNotFound,
+    TooManyRequests,
+    TurnCancelled,
+    UpstreamError,
+    UpstreamRejected,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+from app.schemas import (
+    CancelAnswer,
+    ChatAnswer,
+    ChatBody,
+    HealthAnswer,
+    HistoryAnswer,
+    InitSessionBody,
+    OkAnswer,
+    Problem,
+    ReadyAnswer,
+    SessionAnswer,
+    SessionBody,
+    SetSystemPromptBody,
+    StopAnswer,
+    UndoAnswer,
+    history_answer,
+)
+from app.streaming import TurnResponse
+from app.turn import Question
+from app.vllm import VLLMClient
+
+router = APIRouter()
+
+
+def _chat(request: Request) -> Chat:
+    return cast(Chat, request.state.chat)
+
+
+def _vllm(request: Request) -> VLLMClient:
+    return cast(VLLMClient, request.state.vllm)
+
+
+def _watch(request: Request) -> VLLMWatch:
+    return cast(VLLMWatch, request.state.watch)
+
+
+ChatDep = Annotated[Chat, Depends(_chat)]
+VLLMDep = Annotated[VLLMClient, Depends(_vllm)]
+WatchDep = Annotated[VLLMWatch, Depends(_watch)]
+
+
+_PROBLEM_CONTENT = {MEDIA_TYPE: {"schema": Problem.model_json_schema()}}
+
+
+def _problems(*errors: type[GatewayError]) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI responses for the errors that an endpoint can answer with, by status."""
+    responses: dict[int | str, dict[str, Any]] = {}
+    error: type[GatewayError]
+    for error in (*errors, RequestTooLarge, InvalidRequest, InternalError):
+        described = f"`{error.code}`: {error.title}"
+        if error.status in responses:
+            described = f"{responses[error.status]['description']}; {described}"
+        responses[error.status] = {"description": described, "content": _PROBLEM_CONTENT}
+    return responses
+
+
+_UPSTREAM = (TooManyRequests, UpstreamError, UpstreamUnavailable, UpstreamTimeout)
+
+
+@router.post(
+    "/init_session", responses=_problems(InvalidKey, SessionNotFound, Overloaded, UpstreamRejected, *_UPSTREAM)
+)
+async def init_session(body: InitSessionBody, chat: ChatDep) -> SessionAnswer:
+    """Открыть сессию. С `session_id` — сменить ключ живой сессии на новый, проверенный."""
+    if body.session_id is None:
+        session, expires_in = await chat.open(body.vllm_api_key, body.system_prompt)
+    else:
+        session, expires_in = await chat.replace_key(body.session_id, body.vllm_api_key)
+    return {"session_id": session.id, "expires_in": expires_in}
+
+
+@router.post("/set_system_prompt", responses=_problems(SessionNotFound, SessionBusy))
+async def set_system_prompt(body: SetSystemPromptBody, chat: ChatDep) -> OkAnswer:
+    """Заменить системный промпт. История остаётся."""
+    return {"status": "ok", "expires_in": await chat.set_system_prompt(body.session_id, body.system_prompt)}
+
+
+@router.post(
+    "/chat",
+    response_model=ChatAnswer,
+    responses={
+        200: {
+            "description": "Ответ модели. При `stream: true` — поток: `delta`, `reasoning`, затем `done` или `error`.",
+            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        },
+        **_problems(
+            InvalidKey, SessionNotFound, SessionBusy, TurnCancelled, ContextTooLong, UpstreamRejected, *_UPSTREAM
+        ),
+    },
+)
+async def chat_turn(body: ChatBody, request: Request, chat: ChatDep) -> Response:
+    """Отправить сообщение и получить ответ: целиком (JSON) или потоком."""
+    question = Question(body.message, body.max_tokens, body.temperature, body.extra or {}, request.state.request_id)
+    return TurnResponse(chat.turn(body.session_id, question), stream=body.stream)
+
+
+@router.post("/history", responses=_problems(SessionNotFound))
+async def history(body: SessionBody, chat: ChatDep) -> HistoryAnswer:
+    """Системный промпт и все сохранённые сообщения сессии."""
+    return history_answer(*await chat.history(body.session_id))
+
+
+@router.post("/cancel", responses=_problems(SessionNotFound))
+async def cancel(body: SessionBody, chat: ChatDep) -> CancelAnswer:
+    """Остановить ответ, который идёт сейчас. Сессия остаётся."""
+    cancelled, expires_in = await chat.cancel(body.session_id)
+    return {"status": "cancelled" if cancelled else "idle", "expires_in": expires_in}
+
+
+@router.post("/undo", responses=_problems(SessionNotFound, SessionBusy, NothingToUndo))
+async def undo(body: SessionBody, chat: ChatDep) -> UndoAnswer:
+    """Убрать из истории последнюю пару сообщений и вернуть её."""
+    pair, expires_in = await chat.undo(body.session_id)
+    return {"user": pair.user, "assistant": pair.assistant, "expires_in": expires_in}
+
+
+@router.post("/reset", responses=_problems(SessionNotFound, SessionBusy))
+async def reset(body: SessionBody, chat: ChatDep) -> OkAnswer:
+    """Очистить историю. Системный промпт и ключ остаются."""
+    return {"status": "ok", "expires_in": await chat.reset(body.session_id)}
+
+
+@router.post("/stop_session", responses=_problems(SessionNotFound))
+async def stop_session(body: SessionBody, chat: ChatDep) -> StopAnswer:
+    """Закончить сессию. Ответ, который идёт, останавливается."""
+    await chat.stop(body.session_id)
+    return {"status": "stopped"}
+
+
+@router.get("/health")
+async def health(chat: ChatDep, vllm: VLLMDep, watch: WatchDep) -> HealthAnswer:
+    """Жив ли шлюз (всегда 200) и что с vLLM."""
+    reason = await vllm.ailment()
+    return {
+        "status": "degraded" if reason else "ok",
+        "vllm": reason or "ok",
+        "model": vllm.model,
+        "version": __version__,
+        "sessions": await chat.session_count(),
+        "warnings": watch.warnings,
+    }
+
+
+@router.get("/ready", responses={503: _problems(UpstreamUnavailable)[503]})
+async def ready(vllm: VLLMDep) -> ReadyAnswer:
+    """200, когда можно вести диалог: токенизатор загружен и vLLM отвечает. Иначе 503 и причина."""
+    reason = await vllm.ailment()
+    if reason:
+        raise UpstreamUnavailable(reason)
+    return {"status": "ready"}

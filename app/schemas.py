@@ -1,0 +1,270 @@
+"""What goes over the wire."""
+
+import json
+from typing import Annotated, Any, Literal, NotRequired, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+from typing_extensions import TypedDict
+
+from app.sessions import Session
+from app.turn import TurnResult
+from app.vllm import ToolCall
+
+OWNED_FIELDS = frozenset(
+    "model messages stream stream_options max_tokens max_completion_tokens n truncate_prompt_tokens truncation_side "
+    "chat_template add_generation_prompt continue_final_message add_special_tokens echo session_id request_id "
+    "kv_transfer_params ec_transfer_params".split()
+)
+
+
+def _check_extra(extra: dict[str, Any]) -> dict[str, Any]:
+    owned = sorted(OWNED_FIELDS.intersection(extra))
+    if owned:
+        hint = (
+            "; задайте max_tokens рядом с message" if "max_tokens" in owned or "max_completion_tokens" in owned else ""
+        )
+        raise PydanticCustomError(
+            "owned_field",
+            "этими полями запроса к vLLM управляет шлюз: {names}{hint}",
+            {"names": ", ".join(owned), "hint": hint},
+        )
+    try:
+        json.dumps(extra, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError):
+        raise PydanticCustomError(
+            "not_json", "внутри есть NaN, Infinity, одиночные суррогаты или слишком глубокая вложенность"
+        ) from None
+    return extra
+
+
+class Body(BaseModel):
+    """A request body: JSON types as they are, nothing unknown."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class SessionBody(Body):
+    """A body that only names a session."""
+
+    session_id: Annotated[
+        str, Field(description="Идентификатор сессии из /init_session. Это секрет: кто его знает, тот ведёт диалог.")
+    ]
+
+
+class InitSessionBody(Body):
+    """POST /init_session."""
+
+    vllm_api_key: Annotated[str, Field(description="Ключ vLLM (VLLM_API_KEY). Шлюз проверяет его у vLLM.")]
+    system_prompt: Annotated[
+        str | None,
+        Field(
+            description="Системный промпт. Нет поля — промпт по умолчанию, пустая строка — без системного сообщения."
+        ),
+    ] = None
+    session_id: Annotated[str | None, Field(description="Живая сессия, которой нужно сменить ключ.")] = None
+
+    @model_validator(mode="after")
+    def _check_rotation(self) -> Self:
+        if self.session_id is not None and self.system_prompt is not None:
+            raise PydanticCustomError(
+                "rotation", "с session_id меняется только ключ; системный промпт сессии меняет POST /set_system_prompt"
+            )
+        return self
+
+
+class SetSystemPromptBody(SessionBody):
+    """POST /set_system_prompt."""
+
+    system_prompt: Annotated[
+        str, Field(description="Новый системный промпт; пустая строка — без системного сообщения.")
+    ]
+
+
+class ChatBody(SessionBody):
+    """POST /chat."""
+
+    message: Annotated[str, Field(min_length=1, description="Сообщение пользователя; не обрезается и не правится.")]
+    max_tokens: Annotated[int, Field(ge=1, description="Сколько токенов ответа самое большее.")] = 512
+    temperature: Annotated[
+        float | None,
+        Field(ge=0, le=2, allow_inf_nan=False, description="Нет поля — действует generation_config.json самой модели."),
+    ] = None
+    extra: Annotated[
+        dict[str, Any] | None,
+        AfterValidator(lambda extra: extra and _check_extra(extra)),
+        Field(description="Другие параметры vLLM: top_p, repetition_penalty, chat_template_kwargs, response_format …"),
+    ] = None
+    stream: Annotated[bool, Field(description="true — ответ потоком server-sent events.")] = False
+
+
+class SessionAnswer(TypedDict):
+    """200 of /init_session."""
+
+    session_id: str
+    expires_in: Annotated[int, Field(description="Через сколько секунд бездействия сессия закончится.")]
+
+
+class OkAnswer(TypedDict):
+    """200 of /set_system_prompt and /reset."""
+
+    status: Literal["ok"]
+    expires_in: int
+
+
+class CancelAnswer(TypedDict):
+    """200 of /cancel."""
+
+    status: Annotated[Literal["cancelled", "idle"], Field(description="idle — останавливать было нечего.")]
+    expires_in: int
+
+
+class StopAnswer(TypedDict):
+    """200 of /stop_session."""
+
+    status: Literal["stopped"]
+
+
+class UndoAnswer(TypedDict):
+    """200 of /undo: the pair that was removed."""
+
+    user: str
+    assistant: str
+    expires_in: int
+
+
+class HistoryMessage(TypedDict):
+    """One committed message; the reason why an answer ended stands beside the answer."""
+
+    role: Literal["user", "assistant"]
+    content: str
+    finish_reason: NotRequired[str | None]
+    dropped: Annotated[bool, Field(description="true — в последний запрос к модели сообщение не вошло.")]
+
+
+class HistoryAnswer(TypedDict):
+    """200 of /history."""
+
+    system_prompt: str
+    messages: list[HistoryMessage]
+    expires_in: int
+
+
+class Context(TypedDict):
+    """The context receipt."""
+
+    limit: Annotated[int, Field(description="Бюджет запроса в токенах.")]
+    used: Annotated[int, Field(description="Сколько токенов шлюз насчитал в запросе до отправки.")]
+    history_pairs: Annotated[int, Field(description="Сколько прежних пар вошло в запрос.")]
+    dropped_pairs: Annotated[int, Field(description="Сколько пар не вошло, но осталось в /history.")]
+    forgotten_pairs: Annotated[int, Field(description="Сколько пар больше не хранится.")]
+    cached_tokens: NotRequired[
+        Annotated[int, Field(description="Сколько токенов запроса vLLM взял из кэша префиксов.")]
+    ]
+
+
+class ToolFunction(TypedDict):
+    """What the model wants to call."""
+
+    name: str | None
+    arguments: str | None
+
+
+class ToolCallAnswer(TypedDict):
+    """One tool call of the model."""
+
+    id: str | None
+    type: str
+    function: ToolFunction
+
+
+class ChatAnswer(TypedDict):
+    """200 of /chat, and the data of the event `done`."""
+
+    reply: str
+    finish_reason: Annotated[str | None, Field(description="stop, length, tool_calls …; cancelled — ответ остановлен.")]
+    total_tokens: Annotated[int | None, Field(description="usage самой vLLM; null, если она его не прислала.")]
+    input_tokens: int | None
+    output_tokens: int | None
+    context: Context
+    reasoning: NotRequired[str]
+    tool_calls: NotRequired[list[ToolCallAnswer]]
+    expires_in: int
+
+
+class HealthAnswer(TypedDict):
+    """200 of /health."""
+
+    status: Literal["ok", "degraded"]
+    vllm: Annotated[str, Field(description="ok или причина, по которой vLLM не отвечает.")]
+    model: str
+    version: str
+    sessions: int
+    warnings: list[str]
+
+
+class ReadyAnswer(TypedDict):
+    """200 of /ready."""
+
+    status: Literal["ready"]
+
+
+class Problem(BaseModel):
+    """RFC 9457 `application/problem+json`."""
+
+    model_config = ConfigDict(title="Problem", extra="allow")
+
+    type: str
+    title: str
+    status: int
+    detail: Annotated[str, Field(description="По-русски: что случилось и что делать.")]
+    code: Annotated[str, Field(description="Постоянное имя ошибки для программ.")]
+    field: Annotated[str | None, Field(description="В каком поле ошибка.")] = None
+    limit: Annotated[int | None, Field(description="Предел: токены или байты.")] = None
+    needed: Annotated[int | None, Field(description="Сколько понадобилось бы токенов.")] = None
+    retry_after: Annotated[int | None, Field(description="Через сколько секунд повторить.")] = None
+
+
+def history_answer(session: Session, expires_in: int) -> HistoryAnswer:
+    """Lay a session's pairs out as messages."""
+    messages: list[HistoryMessage] = []
+    for number, pair in enumerate(session.pairs):
+        dropped = number < session.dropped_pairs
+        messages.append({"role": "user", "content": pair.user, "dropped": dropped})
+        messages.append(
+            {"role": "assistant", "content": pair.assistant, "finish_reason": pair.finish_reason, "dropped": dropped}
+        )
+    return {"system_prompt": session.system_prompt, "messages": messages, "expires_in": expires_in}
+
+
+def chat_answer(result: TurnResult, expires_in: int) -> ChatAnswer:
+    """Lay a turn's result out; members that vLLM gave nothing for are left out or null, never made up."""
+    receipt, usage = result.context, result.usage
+    context: Context = {
+        "limit": receipt.limit,
+        "used": receipt.used,
+        "history_pairs": receipt.history_pairs,
+        "dropped_pairs": receipt.dropped_pairs,
+        "forgotten_pairs": receipt.forgotten_pairs,
+    }
+    if receipt.cached_tokens is not None:
+        context["cached_tokens"] = receipt.cached_tokens
+    answer: ChatAnswer = {
+        "reply": result.reply,
+        "finish_reason": result.finish_reason,
+        "total_tokens": usage.total_tokens if usage else None,
+        "input_tokens": usage.prompt_tokens if usage else None,
+        "output_tokens": usage.completion_tokens if usage else None,
+        "context": context,
+        "expires_in": expires_in,
+    }
+    if result.reasoning:
+        answer["reasoning"] = result.reasoning
+    if result.tool_calls:
+        answer["tool_calls"] = [_tool_call(call) for call in result.tool_calls]
+    return answer
+
+
+def _tool_call(call: ToolCall) -> ToolCallAnswer:
+    function: ToolFunction = {"name": call.function.name, "arguments": call.function.arguments}
+    return {"id": call.id, "type": call.type or "function", "function": function}

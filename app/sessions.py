@@ -1,0 +1,206 @@
+"""Sessions and the store that keeps them."""
+
+import asyncio
+import math
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Protocol
+
+from app.context import Pair
+from app.errors import NothingToUndo, Overloaded, SessionBusy, SessionNotFound
+
+
+class TurnInFlight(Protocol):
+    """What a session knows of the turn that occupies it."""
+
+    finished: asyncio.Event
+    cancelled: bool
+
+    def cancel(self) -> None:
+        """Stop it; `finished` is set when the session is free again."""
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    """One conversation.
+
+    Attributes:
+        id: bearer secret; never logged in full.
+        vllm_api_key: sent to vLLM with every turn.
+        system_prompt: empty means no system message.
+        pairs: committed turns, oldest first.
+        dropped_pairs: how many of the oldest `pairs` the last committed turn left out of its prompt.
+        forgotten_pairs: how many were removed from `pairs` to keep the text within its bound.
+        turn: the one in flight.
+        expires_at: the store's clock, seconds.
+    """
+
+    vllm_api_key: str = field(repr=False)
+    system_prompt: str = field(repr=False)
+    id: str = field(default_factory=lambda: str(uuid.uuid4()), repr=False)
+    pairs: list[Pair] = field(default_factory=list, repr=False)
+    dropped_pairs: int = 0
+    forgotten_pairs: int = 0
+    turn: TurnInFlight | None = None
+    expires_at: float = 0.0
+    _text_bytes: int = 0
+
+    @property
+    def public_id(self) -> str:
+        """An opaque stable name for logs and for `X-Session-Id`; the secret cannot be told from it."""
+        return sha256(self.id.encode()).hexdigest()[:32]
+
+    def begin(self, turn: TurnInFlight) -> None:
+        """Let a turn occupy the session.
+
+        Raises:
+            SessionBusy: another one does.
+        """
+        self.require_idle()
+        self.turn = turn
+
+    def end(self) -> None:
+        """The turn in flight is over."""
+        assert self.turn is not None
+        self.turn.finished.set()
+        self.turn = None
+
+    def require_idle(self) -> None:
+        """Raise SessionBusy while a turn is in flight."""
+        if self.turn is not None:
+            raise SessionBusy
+
+    def commit(self, pair: Pair, dropped_pairs: int, max_text_bytes: int) -> None:
+        """Append a finished turn and forget the oldest pairs that are over `max_text_bytes` (never the new one)."""
+        self.pairs.append(pair)
+        self.dropped_pairs = dropped_pairs
+        self._text_bytes += pair.size_bytes
+        room = max_text_bytes - len(self.system_prompt.encode())
+        forgotten = 0
+        while self._text_bytes > room and forgotten < len(self.pairs) - 1:
+            self._text_bytes -= self.pairs[forgotten].size_bytes
+            forgotten += 1
+        del self.pairs[:forgotten]
+        self.forgotten_pairs += forgotten
+        self.dropped_pairs = max(0, self.dropped_pairs - forgotten)
+
+    def undo(self) -> Pair:
+        """Remove and return the last pair.
+
+        Raises:
+            NothingToUndo: there is none.
+        """
+        self.require_idle()
+        if not self.pairs:
+            raise NothingToUndo
+        pair = self.pairs.pop()
+        self._text_bytes -= pair.size_bytes
+        self.dropped_pairs = min(self.dropped_pairs, len(self.pairs))
+        return pair
+
+    def reset(self) -> None:
+        """Empty the history; the system prompt and the key stay."""
+        self.require_idle()
+        self.pairs.clear()
+        self.dropped_pairs = self.forgotten_pairs = self._text_bytes = 0
+
+
+class SessionStore(Protocol):
+    """Where sessions live between requests."""
+
+    async def add(self, session: Session) -> None:
+        """Keep a new session; raises Overloaded when there is no room."""
+
+    async def get(self, session_id: str) -> Session:
+        """The live session with this id; raises SessionNotFound."""
+
+    async def renew(self, session: Session) -> int:
+        """Start the session's time anew; returns the whole seconds it now has."""
+
+    async def remove(self, session: Session) -> None:
+        """End the session; it is no error that it has ended already."""
+
+    async def require_room(self) -> None:
+        """Raise Overloaded when one more session would be refused."""
+
+    async def sweep(self) -> int:
+        """Remove what has expired; returns how many."""
+
+    async def count(self) -> int:
+        """Live sessions, those included that have expired since the last sweep."""
+
+
+class MemoryStore:
+    """Sessions in a dict of this process.
+
+    All sessions live equally long, so the dict is kept in the order of expiry: `sweep` looks only at what it removes
+    (and at sessions with a turn in flight, which do not expire).
+    """
+
+    def __init__(self, ttl_seconds: float, max_sessions: int, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock` tells seconds and never goes back."""
+        self._ttl_seconds = ttl_seconds
+        self._max_sessions = max_sessions
+        self._clock = clock
+        self._sessions: OrderedDict[str, Session] = OrderedDict()
+
+    async def add(self, session: Session) -> None:
+        """See SessionStore."""
+        await self.require_room()
+        self._sessions[session.id] = session
+        await self.renew(session)
+
+    async def get(self, session_id: str) -> Session:
+        """See SessionStore."""
+        session = self._sessions.get(session_id)
+        if session is None:
+            raise SessionNotFound
+        if self._expired(session):
+            del self._sessions[session_id]
+            raise SessionNotFound
+        return session
+
+    async def renew(self, session: Session) -> int:
+        """See SessionStore."""
+        session.expires_at = self._clock() + self._ttl_seconds
+        if session.id in self._sessions:
+            self._sessions.move_to_end(session.id)
+        return int(self._ttl_seconds)
+
+    async def remove(self, session: Session) -> None:
+        """See SessionStore."""
+        self._sessions.pop(session.id, None)
+
+    async def require_room(self) -> None:
+        """See SessionStore. `retry_after` is when the next session may expire."""
+        if len(self._sessions) < self._max_sessions or await self.sweep():
+            return
+        next_expiry = next(iter(self._sessions.values())).expires_at
+        raise Overloaded(
+            f"Открыто сессий: {self._max_sessions}, это предел (MAX_SESSIONS). Повторите позже, остановите ненужные "
+            "сессии или увеличьте MAX_SESSIONS.",
+            retry_after=max(1, math.ceil(next_expiry - self._clock())),
+        )
+
+    async def sweep(self) -> int:
+        """See SessionStore."""
+        expired = []
+        for session in self._sessions.values():
+            if self._expired(session):
+                expired.append(session.id)
+            elif session.turn is None:
+                break
+        for session_id in expired:
+            del self._sessions[session_id]
+        return len(expired)
+
+    async def count(self) -> int:
+        """See SessionStore."""
+        return len(self._sessions)
+
+    def _expired(self, session: Session) -> bool:
+        return session.turn is None and session.expires_at <= self._clock()

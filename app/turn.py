@@ -1,0 +1,279 @@
+"""One turn: fit the history, ask vLLM, commit both messages together or nothing."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+import anyio
+
+from app.context import Fitted, Pair, fit, prompt_limit
+from app.errors import GatewayError, TurnCancelled, UpstreamError, UpstreamTimeout
+from app.sessions import Session
+from app.tokenizer import ChatTokenizer
+from app.vllm import Answer, Message, ToolCall, Usage, VLLMClient
+
+log = logging.getLogger(__name__)
+
+CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What one `/chat` asks.
+
+    Attributes:
+        message: the user's, at least one character.
+        max_tokens: completion tokens at most.
+        temperature: None is not sent, so that the model's own generation_config.json applies.
+        extra: further fields of vLLM's request body.
+        request_id: sent to vLLM as X-Request-Id.
+    """
+
+    message: str
+    max_tokens: int
+    temperature: float | None
+    extra: Mapping[str, Any]
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ContextReceipt:
+    """What of the conversation was sent, and what of it is still stored.
+
+    Attributes:
+        limit: the budget in prompt tokens.
+        used: the gateway's own count, made before the request.
+        history_pairs: earlier pairs sent.
+        dropped_pairs: earlier pairs not sent, still in /history.
+        forgotten_pairs: no longer stored.
+        cached_tokens: prompt tokens that vLLM had in its prefix cache, where it says so.
+    """
+
+    limit: int
+    used: int
+    history_pairs: int
+    dropped_pairs: int
+    forgotten_pairs: int
+    cached_tokens: int | None
+
+
+@dataclass(slots=True)
+class Reply:
+    """What the model has said so far, from one JSON answer or from the events of a stream."""
+
+    text: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
+    tool_calls: dict[int, ToolCall] = field(default_factory=dict)
+    finish_reason: str | None = None
+    usage: Usage | None = None
+
+    def add(self, answer: Answer) -> None:
+        """Take an answer, or the next event, in."""
+        if answer.usage is not None:
+            self.usage = answer.usage
+        for choice in answer.choices[:1]:
+            self._add_message(choice.message or choice.delta or Message())
+            self.finish_reason = choice.finish_reason or self.finish_reason
+
+    def _add_message(self, message: Message) -> None:
+        if message.content:
+            self.text.append(message.content)
+        if message.reasoning:
+            self.reasoning.append(message.reasoning)
+        for position, piece in enumerate(message.tool_calls or ()):
+            index = position if piece.index is None else piece.index
+            call = self.tool_calls.setdefault(index, ToolCall(index=index))
+            call.id = piece.id or call.id
+            call.type = piece.type or call.type
+            call.function.name = piece.function.name or call.function.name
+            call.function.arguments = (call.function.arguments or "") + (piece.function.arguments or "")
+
+
+@dataclass(frozen=True, slots=True)
+class TurnResult:
+    """A turn that ended with something to show: whole, or stopped on the way."""
+
+    reply: str
+    reasoning: str
+    tool_calls: list[ToolCall]
+    finish_reason: str | None
+    usage: Usage | None
+    context: ContextReceipt
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What bounds a turn: tokens of context, tokens the model takes in all, bytes of text a session may keep."""
+
+    max_context_tokens: int
+    max_model_len: int
+    max_session_bytes: int
+
+
+class Sink(Protocol):
+    """Where a stream goes."""
+
+    async def open(self) -> None:
+        """vLLM has accepted the request."""
+
+    async def write(self, messages: list[Message]) -> None:
+        """The next pieces, all that came with one read."""
+
+
+class Turn:
+    """One exchange of a session; lives while the session is busy with it.
+
+    `cancel()` may be called by anyone at any time: it closes the connection to vLLM at once, wherever the turn is.
+
+    Attributes:
+        finished: set when the session is free again.
+        cancelled: whether the turn was stopped before vLLM's answer was complete.
+        expires_in: whole seconds that the session had to live when the turn ended.
+    """
+
+    def __init__(
+        self, session: Session, question: Question, vllm: VLLMClient, tokenizer: ChatTokenizer, limits: Limits
+    ) -> None:
+        self.finished = asyncio.Event()
+        self.cancelled = False
+        self.expires_in = 0
+        self._session = session
+        self._question = question
+        self._vllm = vllm
+        self._tokenizer = tokenizer
+        self._limits = limits
+        self._scope = anyio.CancelScope()
+        self._opened = False
+        self._reply = Reply()
+        self._headers = {"X-Request-Id": question.request_id, "X-Session-Id": session.public_id}
+
+    def cancel(self) -> None:
+        """Stop the turn; without effect once vLLM's answer is complete."""
+        self._scope.cancel()
+
+    async def reply(self) -> TurnResult:
+        """Ask for a JSON answer.
+
+        Raises:
+            TurnCancelled: stopped; nothing was committed.
+        """
+        return await self._run(self._complete)
+
+    async def stream(self, sink: Sink) -> TurnResult:
+        """Ask for a stream and pass it on to `sink`. Stopped after its start, it returns what had come by then.
+
+        Raises:
+            TurnCancelled: stopped before vLLM accepted the request; nothing was committed.
+        """
+        return await self._run(partial(self._stream, sink))
+
+    async def _run(self, ask: Callable[[dict[str, Any]], Awaitable[None]]) -> TurnResult:
+        started = time.monotonic()
+        outcome = "failed"
+        try:
+            fitted = await self._ask_in_scope(ask)
+            outcome = CANCELLED if self.cancelled else "completed"
+            if fitted is None:
+                raise TurnCancelled
+            return self._finish(fitted)
+        except GatewayError as exc:
+            outcome = exc.code
+            raise
+        finally:
+            self._log(outcome, time.monotonic() - started)
+
+    async def _ask_in_scope(self, ask: Callable[[dict[str, Any]], Awaitable[None]]) -> Fitted | None:
+        """Fit and ask. None: cancelled with nothing to show for it."""
+        fitted = None
+        try:
+            with anyio.fail_after(self._vllm.total_timeout_seconds), self._scope:
+                fitted = await self._fit()
+                await ask(self._request(fitted))
+        except TimeoutError:
+            raise UpstreamTimeout from None
+        if self._scope.cancelled_caught:
+            self.cancelled = True
+            self._reply.finish_reason = CANCELLED
+            return fitted if self._opened else None
+        if self._reply.finish_reason is None:
+            raise UpstreamError("Поток vLLM оборвался до конца ответа. Посмотрите: docker compose logs vllm.")
+        return fitted
+
+    async def _fit(self) -> Fitted:
+        limit = prompt_limit(self._limits.max_context_tokens, self._limits.max_model_len, self._question.max_tokens)
+        session = self._session
+        return await self._tokenizer.in_thread(
+            partial(
+                fit,
+                session.system_prompt,
+                tuple(session.pairs),
+                self._question.message,
+                limit,
+                self._tokenizer.counter(self._question.extra),
+            )
+        )
+
+    def _request(self, fitted: Fitted) -> dict[str, Any]:
+        request = {
+            **self._question.extra,
+            "model": self._vllm.model,
+            "messages": fitted.messages,
+            "max_tokens": self._question.max_tokens,
+        }
+        if self._question.temperature is not None:
+            request["temperature"] = self._question.temperature
+        return request
+
+    async def _complete(self, request: dict[str, Any]) -> None:
+        self._reply.add(await self._vllm.complete(request, self._session.vllm_api_key, self._headers))
+
+    async def _stream(self, sink: Sink, request: dict[str, Any]) -> None:
+        async with self._vllm.stream(request, self._session.vllm_api_key, self._headers) as events:
+            self._opened = True
+            await sink.open()
+            async for answers in events:
+                for answer in answers:
+                    self._reply.add(answer)
+                await sink.write([choice.delta for answer in answers for choice in answer.choices[:1] if choice.delta])
+
+    def _finish(self, fitted: Fitted) -> TurnResult:
+        """Commit, unless the turn was stopped before the first token of the reply."""
+        reply, session = self._reply, self._session
+        text = "".join(reply.text)
+        dropped_pairs = fitted.dropped_pairs
+        if text or not self.cancelled:
+            pair = Pair(self._question.message, text, reply.finish_reason)
+            session.commit(pair, dropped_pairs, self._limits.max_session_bytes)
+            dropped_pairs = session.dropped_pairs
+        details = reply.usage.prompt_tokens_details if reply.usage else None
+        return TurnResult(
+            reply=text,
+            reasoning="".join(reply.reasoning),
+            tool_calls=list(reply.tool_calls.values()),
+            finish_reason=reply.finish_reason,
+            usage=reply.usage,
+            context=ContextReceipt(
+                limit=fitted.limit,
+                used=fitted.used,
+                history_pairs=fitted.history_pairs,
+                dropped_pairs=dropped_pairs,
+                forgotten_pairs=session.forgotten_pairs,
+                cached_tokens=details.cached_tokens if details else None,
+            ),
+        )
+
+    def _log(self, outcome: str, seconds: float) -> None:
+        usage = self._reply.usage
+        log.info(
+            "turn outcome=%s session=%s request=%s prompt_tokens=%s completion_tokens=%s seconds=%.3f",
+            outcome,
+            self._session.public_id[:8],
+            self._question.request_id,
+            usage.prompt_tokens if usage else "-",
+            usage.completion_tokens if usage else "-",
+            seconds,
+        )

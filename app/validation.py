@@ -1,0 +1,40 @@
+"""Pydantic's validation errors in Russian, for request bodies and for settings alike."""
+
+from collections.abc import Mapping
+from typing import Any
+
+# By pydantic's error type; the placeholders are its `ctx`. https://docs.pydantic.dev/latest/errors/validation_errors/
+_REASONS: Mapping[str, str] = {
+    "missing": "обязательное поле не задано",
+    "extra_forbidden": "такого поля нет",
+    "string_type": "нужна строка",
+    "string_unicode": "в строке одиночные суррогаты: это не текст Юникода",
+    "string_too_short": "пустая строка не годится",
+    "bool_type": "нужно true или false",
+    "int_type": "нужно целое число",
+    "int_from_float": "нужно целое число",
+    "int_parsing": "нужно целое число",
+    "int_parsing_size": "число слишком велико",
+    "float_type": "нужно число",
+    "float_parsing": "нужно число",
+    "finite_number": "нужно конечное число",
+    "dict_type": "нужен объект JSON",
+    "model_type": "нужен объект JSON",
+    "model_attributes_type": "нужен объект JSON",
+    "greater_than": "нужно число больше {gt}",
+    "greater_than_equal": "нужно число не меньше {ge}",
+    "less_than_equal": "нужно число не больше {le}",
+    "literal_error": "допустимо только {expected}",
+    "json_invalid": "тело запроса не разбирается как JSON",
+}
+
+
+def reason(error: Mapping[str, Any]) -> str:
+    """Say in Russian what is wrong.
+
+    Args:
+        error: one item of pydantic's `errors()`. A type that the table lacks is one of our own validators, whose
+            message (`PydanticCustomError`) is Russian already.
+    """
+    template = _REASONS.get(error["type"])
+    return template.format(**error.get("ctx", {})) if template else str(error["msg"])

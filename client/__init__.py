@@ -1,0 +1,1 @@
+"""The terminal client, and the reference for talking to the gateway over plain HTTP."""

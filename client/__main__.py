@@ -1,0 +1,62 @@
+"""`python -m client`: arguments and exit codes."""
+
+import argparse
+import getpass
+import os
+import sys
+
+from rich.console import Console
+
+from client.api import GatewayClient, GatewayError
+from client.terminal import Terminal
+
+DEFAULT_URL = "http://127.0.0.1:8080"
+
+EPILOG = """\
+переменные окружения:
+  VLLM_API_KEY       ключ vLLM; нет переменной — клиент спросит его
+  CHAT_GATEWAY_URL   адрес шлюза, если нет --url
+
+коды возврата: 0 — разговор окончен, 1 — шлюз недоступен или отказал, 2 — неверные аргументы
+
+пример:
+  VLLM_API_KEY=INTERNAL_VLLM_KEY python -m client --url http://192.168.0.5:8080 --system "Отвечай стихами"
+"""
+
+
+def main() -> int:
+    """Returns the exit code."""
+    arguments = _parse()
+    options = {"max_tokens": arguments.max_tokens, "temperature": arguments.temperature}
+    options = {name: value for name, value in options.items() if value is not None}
+    try:
+        key = os.environ.get("VLLM_API_KEY") or getpass.getpass("Ключ vLLM: ")
+        with GatewayClient(arguments.url) as client:
+            Terminal(client, Console(), key, arguments.system, options).run()
+    except GatewayError as exc:
+        print(f"Ошибка: {exc}", file=sys.stderr)
+        return 1
+    except (EOFError, KeyboardInterrupt):
+        print()
+    return 0
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m client",
+        description="Разговор с моделью через Simple Chat Gateway. Ctrl-C останавливает ответ, Ctrl-D — выход.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+    )
+    url = os.environ.get("CHAT_GATEWAY_URL", DEFAULT_URL)
+    parser.add_argument("-h", "--help", action="help", help="показать эту справку")
+    parser.add_argument("--url", default=url, help=f"адрес шлюза (сейчас {url})")
+    parser.add_argument("--system", metavar="ТЕКСТ", help="системный промпт вместо промпта по умолчанию")
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="сколько токенов ответа самое большее (512)")
+    parser.add_argument("--temperature", type=float, metavar="T", help="от 0 до 2; по умолчанию решает модель")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

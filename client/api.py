@@ -1,0 +1,244 @@
+"""The gateway's HTTP API, typed.
+
+    GatewayError
+    ├── GatewayProblem       the gateway answered with an error (RFC 9457)
+    └── GatewayUnreachable   there was no answer, or it broke off
+
+Knows nothing of terminals; the module to copy into a program of one's own.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, NotRequired, Self, TypedDict, cast
+
+import httpx2
+
+CONNECT_TIMEOUT_SECONDS = 5.0
+# The gateway breaks every silence of a stream after 15 s; before its first byte vLLM may queue for minutes.
+READ_TIMEOUT_SECONDS = 1800.0
+
+
+class Context(TypedDict):
+    """The context receipt: tokens sent of the tokens allowed, pairs sent, left out and no longer stored."""
+
+    limit: int
+    used: int
+    history_pairs: int
+    dropped_pairs: int
+    forgotten_pairs: int
+    cached_tokens: NotRequired[int]
+
+
+class Answer(TypedDict):
+    """A whole answer of `/chat`; the token counts are None where vLLM sent none."""
+
+    reply: str
+    finish_reason: str | None
+    total_tokens: int | None
+    input_tokens: int | None
+    output_tokens: int | None
+    context: Context
+    expires_in: int
+    reasoning: NotRequired[str]
+    tool_calls: NotRequired[list[dict[str, Any]]]
+
+
+class HistoryMessage(TypedDict):
+    """A committed message; `dropped`: it was not in the last prompt."""
+
+    role: str
+    content: str
+    dropped: bool
+    finish_reason: NotRequired[str | None]
+
+
+class History(TypedDict):
+    """The committed state of a session."""
+
+    system_prompt: str
+    messages: list[HistoryMessage]
+    expires_in: int
+
+
+class Health(TypedDict):
+    """The state of the gateway and of its vLLM."""
+
+    status: str
+    vllm: str
+    model: str
+    version: str
+    sessions: int
+    warnings: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """The next piece of the reply."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """The next piece of what the model thinks before it replies."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The end of a stream."""
+
+    answer: Answer
+
+
+Event = Delta | Reasoning | Done
+
+
+class GatewayError(Exception):
+    """A call did not succeed; the message is Russian and meant for a person."""
+
+
+class GatewayProblem(GatewayError):
+    """The gateway refused, or vLLM failed behind it.
+
+    Attributes:
+        status: the HTTP status, also of an error that came as an event.
+        code: stable, for programs.
+        detail: Russian, says what to do.
+        problem: the whole object, with `limit`, `needed`, `field`, `retry_after` where they help.
+    """
+
+    def __init__(self, problem: Mapping[str, Any]) -> None:
+        self.status = int(problem["status"])
+        self.code = str(problem["code"])
+        self.detail = str(problem["detail"])
+        self.problem = problem
+        super().__init__(self.detail)
+
+
+class GatewayUnreachable(GatewayError):
+    """No connection, or a connection that broke off."""
+
+
+class GatewayClient:
+    """One gateway. Safe to use from several threads."""
+
+    def __init__(self, base_url: str) -> None:
+        """`base_url`: where the gateway is, for example http://127.0.0.1:8080."""
+        self.base_url = base_url.rstrip("/")
+        timeout = httpx2.Timeout(READ_TIMEOUT_SECONDS, connect=CONNECT_TIMEOUT_SECONDS)
+        self._http = httpx2.Client(base_url=self.base_url, timeout=timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    def init_session(self, vllm_api_key: str, system_prompt: str | None = None) -> str:
+        """Open a session; returns its id. None: the gateway's default prompt."""
+        body = {"vllm_api_key": vllm_api_key}
+        if system_prompt is not None:
+            body["system_prompt"] = system_prompt
+        return str(self._post("/init_session", body)["session_id"])
+
+    def replace_key(self, session_id: str, vllm_api_key: str) -> None:
+        """Give a live session another key."""
+        self._post("/init_session", {"vllm_api_key": vllm_api_key, "session_id": session_id})
+
+    def set_system_prompt(self, session_id: str, system_prompt: str) -> None:
+        """Replace the system prompt; the history stays."""
+        self._post("/set_system_prompt", {"session_id": session_id, "system_prompt": system_prompt})
+
+    def chat(self, session_id: str, message: str, **options: Any) -> Answer:
+        """Send a message and wait for the whole answer. `options`: max_tokens, temperature, extra."""
+        return cast(Answer, self._post("/chat", {"session_id": session_id, "message": message, **options}))
+
+    def stream(self, session_id: str, message: str, **options: Any) -> Iterator[Event]:
+        """Send a message and yield the answer as it comes; the last event is `Done`.
+
+        Closing the iterator closes the connection, and the gateway then stops the generation.
+        """
+        body = {"session_id": session_id, "message": message, "stream": True, **options}
+        try:
+            with self._http.sse("/chat", method="POST", json=body) as source:
+                if source.response.status_code != 200:
+                    source.response.read()
+                    raise _problem(source.response)
+                for sent in source:
+                    event = _event(sent.event, sent.json())
+                    yield event
+                    if isinstance(event, Done):
+                        return
+        except httpx2.RequestError as exc:
+            raise self._unreachable() from exc
+        raise GatewayUnreachable("Шлюз оборвал ответ на середине.")
+
+    def history(self, session_id: str) -> History:
+        """The committed state."""
+        return cast(History, self._post("/history", {"session_id": session_id}))
+
+    def cancel(self, session_id: str) -> bool:
+        """Stop the turn in flight; returns when the session is free. False: there was none."""
+        return bool(self._post("/cancel", {"session_id": session_id})["status"] == "cancelled")
+
+    def undo(self, session_id: str) -> tuple[str, str]:
+        """Remove the last pair; returns what the user and the model said."""
+        pair = self._post("/undo", {"session_id": session_id})
+        return str(pair["user"]), str(pair["assistant"])
+
+    def reset(self, session_id: str) -> None:
+        """Empty the history."""
+        self._post("/reset", {"session_id": session_id})
+
+    def stop_session(self, session_id: str) -> None:
+        """End the session."""
+        self._post("/stop_session", {"session_id": session_id})
+
+    def health(self) -> Health:
+        """The state of the gateway and of its vLLM."""
+        return cast(Health, self._call("GET", "/health"))
+
+    def _post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        return self._call("POST", path, json=body)
+
+    def _call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
+        try:
+            response = self._http.request(method, path, **arguments)
+        except httpx2.RequestError as exc:
+            raise self._unreachable() from exc
+        if response.status_code != 200:
+            raise _problem(response)
+        return cast(dict[str, Any], response.json())
+
+    def _unreachable(self) -> GatewayUnreachable:
+        return GatewayUnreachable(
+            f"Нет связи со шлюзом {self.base_url}. Проверьте адрес и что шлюз запущен: curl {self.base_url}/health"
+        )
+
+
+def _event(name: str, data: Any) -> Event:
+    match name:
+        case "delta":
+            return Delta(data["text"])
+        case "reasoning":
+            return Reasoning(data["text"])
+        case "done":
+            return Done(data)
+        case "error":
+            raise GatewayProblem(data)
+    raise GatewayUnreachable(f"Шлюз прислал неизвестное событие {name!r}: это не Simple Chat Gateway?")
+
+
+def _problem(response: httpx2.Response) -> GatewayError:
+    try:
+        return GatewayProblem(response.json())
+    except (json.JSONDecodeError, LookupError, TypeError, ValueError):
+        return GatewayUnreachable(
+            f"По адресу {response.url} отвечает не Simple Chat Gateway: HTTP {response.status_code}."
+        )

@@ -1,0 +1,85 @@
+"""`make demo`: from nothing to a conversation by one command; everything it started is stopped at the end."""
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from demo.environments import ROOT, prepare, prepare_vllm
+from demo.progress import StepFailed
+from demo.stand import generated_model, start_gateway, start_vllm
+
+_USER_MODEL = ROOT / "model"
+
+
+def main() -> int:
+    """Returns the exit code."""
+    for name in ("SIGTERM", "SIGHUP"):
+        signal.signal(signal.Signals[name], lambda signum, _: sys.exit(128 + signum))
+    try:
+        return _demo()
+    except StepFailed as exc:
+        print(f"\nНе получилось. {exc}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nПрервано, всё остановлено.", file=sys.stderr)
+        return 130
+
+
+def _demo() -> int:
+    print("Первый запуск готовит окружения и занимает несколько минут; следующие — меньше минуты.")
+    python = prepare("gateway")
+    prepare_vllm()
+    model = _model()
+    key = secrets.token_urlsafe(16)
+    try:
+        with start_vllm(model, key) as vllm:
+            vllm.wait_until_ready()
+            with start_gateway(python, vllm.url, model) as gateway:
+                gateway.wait_until_ready()
+                print(f"\nШлюз: {gateway.url}   Описание API: {gateway.url}/docs   Ключ: {key}\n")
+                environ = {**os.environ, "VLLM_API_KEY": key}
+                return _in_foreground([str(python), "-m", "client", "--url", gateway.url], environ)
+    finally:
+        print("Серверы остановлены.")
+
+
+def _model() -> Path:
+    if (_USER_MODEL / "config.json").exists():
+        print(f"Модель: ваша, из папки {_USER_MODEL}.")
+        return _USER_MODEL
+    print(
+        "Модель: папки ./model нет, поэтому крошечная со случайными весами. Она отвечает бессмысленным набором слогов, "
+        "зато идёт тем же путём, что и настоящая."
+    )
+    return generated_model()
+
+
+def _in_foreground(command: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Run a program as the terminal's foreground process group, as a shell does.
+
+    Ctrl-C then goes to it alone: to this program and to `make` above it, Ctrl-C means the end.
+    """
+    if not sys.stdin.isatty():
+        return subprocess.run(command, cwd=ROOT, env=environ, check=False).returncode
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+
+    def take_terminal() -> None:
+        os.setpgid(0, 0)
+        os.tcsetpgrp(0, os.getpid())
+        signal.signal(signal.SIGTSTP, signal.SIG_IGN)  # there is no shell to bring it back
+
+    child = subprocess.Popen(command, cwd=ROOT, env=environ, preexec_fn=take_terminal)  # noqa: PLW1509 - no threads
+    try:
+        return child.wait()
+    finally:
+        child.terminate()
+        child.wait()
+        os.tcsetpgrp(0, os.getpgrp())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""Make a tiny model folder that the real vLLM serves: random weights, a real tokenizer, a real chat template.
+
+Its replies are random syllables; it is there to try the gateway, not to talk. Runs in vLLM's environment, which has
+torch and transformers: `python demo/make_model.py FOLDER`.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+VOCABULARY_TOKENS = 1024
+CONTEXT_TOKENS = 32768
+TRAINING_TEXTS = Path(__file__).resolve().parent.parent.glob("*.md")
+
+# ChatML, the form of Qwen and many others.
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+<|im_start|>{{ message['role'] }}
+{{ message['content'] }}<|im_end|>
+{% endfor -%}
+{%- if add_generation_prompt -%}
+<|im_start|>assistant
+{% endif -%}
+"""
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer on the project's own pages, so that Russian is not spelt byte by byte."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY_TOKENS,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((path.read_text(encoding="utf-8") for path in sorted(TRAINING_TEXTS)), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=CONTEXT_TOKENS,
+    )
+
+
+def make_model(vocabulary_tokens: int, eos_token_id: int) -> LlamaForCausalLM:
+    """Build a two-layer Llama with random weights, the same ones every time."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=vocabulary_tokens,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=CONTEXT_TOKENS,
+        bos_token_id=None,
+        eos_token_id=eos_token_id,
+        pad_token_id=0,
+    )
+    return LlamaForCausalLM(config).to(torch.bfloat16)
+
+
+def main() -> None:
+    """Write the folder named by the first argument."""
+    folder = Path(sys.argv[1])
+    tokenizer = make_tokenizer()
+    tokenizer.save_pretrained(folder)
+    make_model(len(tokenizer), tokenizer.eos_token_id).save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""The two servers as processes of this machine: vLLM on the CPU and the gateway in front of it."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from demo.environments import ROOT, WORK, prepare_vllm
+from demo.progress import Step, run_step, wait_for
+
+SERVED_NAME = "/app/model"
+_STOP_SECONDS = 20.0
+_USER_MODEL_KV_CACHE_GIB = 4
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Server:
+    """A process that listens on a port; stopped on leaving, with everything it started."""
+
+    def __init__(
+        self, title: str, command: Sequence[str], environ: Mapping[str, str], port: int, ready_path: str
+    ) -> None:
+        """`ready_path` answers 200 when it serves; its output goes to a log of its own."""
+        self.url = f"http://127.0.0.1:{port}"
+        self.log = WORK / "logs" / f"{title}.log"
+        self._title = title
+        self._ready_url = self.url + ready_path
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("wb") as output:
+            # A session of its own: Ctrl-C in the terminal is for us, and we stop it in our own time.
+            self.process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env={**os.environ, **environ},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def wait_until_ready(self) -> None:
+        """Wait, showing progress, until it serves.
+
+        Raises:
+            StepFailed: it ended instead.
+        """
+        step = Step(f"{self._title} запускается")
+        wait_for(step, lambda: self.process.poll() is not None or _answers(self._ready_url))
+        if self.process.poll() is not None:
+            raise step.fail(f"{self._title} завершился с кодом {self.process.returncode}.", self.log)
+        step.done()
+
+    def stop(self) -> None:
+        """End the process and its children."""
+        self.process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(_STOP_SECONDS)
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def generated_model() -> Path:
+    """A small model folder with random weights, made the first time it is asked for."""
+    folder = WORK / "model"
+    if not (folder / "model.safetensors").exists():
+        programs = prepare_vllm()
+        unfinished = folder.with_suffix(".unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        command = [str(programs / "python"), str(ROOT / "demo" / "make_model.py"), str(unfinished)]
+        run_step("маленькая модель", [command], WORK / "logs" / "model.log")
+        unfinished.rename(folder)
+    return folder
+
+
+def start_vllm(model: Path, key: str, max_model_len: int = 8192) -> Server:
+    """Start the real vLLM on the CPU; it serves after 30 to 60 seconds.
+
+    Args:
+        model: its folder.
+        key: what it will ask for.
+        max_model_len: tokens; less where the model itself takes less.
+    """
+    programs = prepare_vllm()
+    port = free_port()
+    ours = model == WORK / "model"
+    environ = {
+        "VLLM_API_KEY": key,
+        "VLLM_CPU_KVCACHE_SPACE": str(1 if ours else _USER_MODEL_KV_CACHE_GIB),
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    if ours:
+        # So small that more threads only fight for the processor with the server itself.
+        environ |= {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    if ours or shutil.which("g++") is None:
+        environ["TORCH_COMPILE_DISABLE"] = "1"
+    command = [
+        *(str(programs / "vllm"), "serve", str(model)),
+        *("--served-model-name", SERVED_NAME),
+        *("--host", "127.0.0.1", "--port", str(port)),
+        *("--max-model-len", str(min(max_model_len, _longest_context(model)))),
+        "--enable-prompt-tokens-details",
+    ]
+    return Server("vLLM", command, environ, port, "/health")
+
+
+def start_gateway(python: Path, vllm_url: str, model: Path) -> Server:
+    """Start the gateway in front of a vLLM."""
+    port = free_port()
+    command = [str(python), "-m", "uvicorn", "app.main:app", "--host", "127.0.0.1", "--port", str(port)]
+    environ = {"VLLM_BASE_URL": f"{vllm_url}/v1", "VLLM_MODEL_NAME": SERVED_NAME, "TOKENIZER_PATH": str(model)}
+    return Server("шлюз", command, environ, port, "/ready")
+
+
+def _longest_context(model: Path) -> int:
+    """What the model's config.json allows; large where it does not say."""
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    length = config.get("max_position_embeddings") or config.get("text_config", {}).get("max_position_embeddings")
+    return int(length or 1 << 30)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as response:  # noqa: S310 - our own loopback address
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
