@@ -6,6 +6,4 @@ Everything here runs on the system's Python before anything is installed: the st
 import sys
 
 if sys.version_info < (3, 11):  # noqa: UP036 - older ones do get here, and this is what they should say
-    sys.exit(
-        "Нужен Python 3.11 или новее, а это %d.%d. Укажите другой: make PYTHON=python3.12 …" % sys.version_info[:2]
-    )
+    sys.exit("Нужен Python 3.11 или новее. Укажите другой: make PYTHON=python3.12 demo")

@@ -1,0 +1,155 @@
+"""Fixtures: a model folder, a scripted vLLM, gateways in front of it, and sessions on them."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from app.config import Settings
+from app.main import create_app
+from demo.stand import generated_model
+from tests.scripted_vllm import KEY, ScriptedVLLM
+from tests.servers import serve, wait_until
+
+SHARED_TOKENIZERS = Path(__file__).resolve().parents[2] / "shared" / "tokenizers"
+
+
+@dataclass
+class Gateway:
+    """A running gateway and a client of it."""
+
+    url: str
+    http: httpx2.Client
+
+    def post(self, path: str, **body: Any) -> httpx2.Response:
+        """POST a JSON body."""
+        return self.http.post(path, json=body)
+
+    def ok(self, path: str, **body: Any) -> Any:
+        """POST a JSON body; the answer must be a 200."""
+        response = self.post(path, **body)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    def refused(self, status: int, code: str, path: str, **body: Any) -> Any:
+        """POST a JSON body; the answer must be this problem."""
+        return problem(self.post(path, **body), status, code)
+
+    def open(self, **body: Any) -> "SessionOf":
+        """Open a session."""
+        return SessionOf(self, self.ok("/init_session", **{"vllm_api_key": KEY, **body})["session_id"])
+
+
+@dataclass
+class SessionOf:
+    """A session on a gateway."""
+
+    gateway: Gateway
+    id: str
+
+    def ok(self, path: str, **body: Any) -> Any:
+        """POST with this session's id; the answer must be a 200."""
+        return self.gateway.ok(path, session_id=self.id, **body)
+
+    def refused(self, status: int, code: str, path: str, **body: Any) -> Any:
+        """POST with this session's id; the answer must be this problem."""
+        return self.gateway.refused(status, code, path, session_id=self.id, **body)
+
+    def stream(self, message: str, **body: Any) -> AbstractContextManager[httpx2.EventSource]:
+        """POST a streamed /chat."""
+        return self.gateway.http.sse(
+            "/chat", method="POST", json={"session_id": self.id, "message": message, "stream": True, **body}
+        )
+
+    def events(self, message: str, **body: Any) -> list[tuple[str, Any]]:
+        """POST a streamed /chat and read it to its end."""
+        with self.stream(message, **body) as source:
+            assert source.response.status_code == 200
+            return [(event.event, event.json()) for event in source]
+
+    def contents(self) -> list[str]:
+        """The texts of /history; they must alternate."""
+        messages = self.ok("/history")["messages"]
+        assert [message["role"] for message in messages] == ["user", "assistant"] * (len(messages) // 2)
+        return [message["content"] for message in messages]
+
+
+def problem(response: httpx2.Response, status: int, code: str) -> Any:
+    """Check that a response is this RFC 9457 problem; returns the object."""
+    assert response.headers["content-type"] == "application/problem+json", response.text
+    body = response.json()
+    assert (response.status_code, body["status"], body["code"]) == (status, status, code), body
+    assert body["type"].endswith(code)
+    assert body["title"]
+    assert body["detail"]
+    return body
+
+
+@pytest.fixture(scope="session")
+def model_folder() -> Path:
+    """The small generated model."""
+    return generated_model()
+
+
+@dataclass
+class Upstream:
+    """The scripted vLLM and where it listens."""
+
+    script: ScriptedVLLM
+    url: str
+
+
+@pytest.fixture
+def upstream() -> Iterator[Upstream]:
+    script = ScriptedVLLM()
+    with serve(script.app) as url:
+        yield Upstream(script, url)
+
+
+@pytest.fixture
+def vllm(upstream: Upstream) -> ScriptedVLLM:
+    """The script of the vLLM behind `gateway`."""
+    return upstream.script
+
+
+StartGateway = Callable[..., AbstractContextManager[Gateway]]
+
+
+@pytest.fixture
+def start_gateway(upstream: Upstream, model_folder: Path) -> StartGateway:
+    """Starts a gateway in front of the scripted vLLM with settings of the test's own."""
+
+    @contextmanager
+    def start(**settings: Any) -> Iterator[Gateway]:
+        defaults = {"vllm_base_url": f"{upstream.url}/v1", "tokenizer_path": str(model_folder)}
+        app = create_app(Settings(**{**defaults, **settings}))
+        with serve(app) as url, httpx2.Client(base_url=url, timeout=30) as http:
+            yield Gateway(url, http)
+
+    return start
+
+
+@pytest.fixture
+def gateway(start_gateway: StartGateway) -> Iterator[Gateway]:
+    with start_gateway() as started:
+        yield started
+
+
+@pytest.fixture
+def session(gateway: Gateway) -> SessionOf:
+    return gateway.open()
+
+
+def wait_until_idle(vllm: ScriptedVLLM, seconds: float = 10.0) -> float:
+    """Wait until no chat runs on the scripted vLLM; returns how long it took."""
+    return wait_until(lambda: vllm.running == 0, seconds)
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """What async tests run on."""
+    return "asyncio"

@@ -1,0 +1,189 @@
+"""A server that speaks vLLM's protocol and says what a test has written down for it.
+
+Forms of answers are those that the real vLLM 0.32 gives; `tests/e2e` holds both to the same expectations.
+"""
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+KEY = "test-key"
+MODEL = "/app/model"
+USAGE = {"prompt_tokens": 11, "completion_tokens": 3, "total_tokens": 14, "prompt_tokens_details": {"cached_tokens": 4}}
+KNOWN_FIELDS = "messages model max_tokens temperature top_p top_k ignore_eos tools documents chat_template_kwargs seed"
+
+Act = bytes | float | None
+"""Bytes to send, seconds to wait, or None: cut the connection."""
+
+
+@dataclass
+class Script:
+    """What one chat request is answered with: acts one after another, under a status."""
+
+    acts: list[Act]
+    status: int = 200
+    media_type: str = "application/json"
+    headers: dict[str, str] = field(default_factory=dict)
+    delay: float = 0.0
+
+
+@dataclass
+class Seen:
+    """A chat request as it arrived."""
+
+    headers: dict[str, str]
+    body: dict[str, Any]
+
+
+def event(data: Any) -> bytes:
+    """One event of a stream."""
+    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n".encode()
+
+
+DONE = b"data: [DONE]\n\n"
+
+
+def delta(finish_reason: str | None = None, **members: Any) -> bytes:
+    """One event with a piece of the message."""
+    return event({"choices": [{"index": 0, "delta": members, "finish_reason": finish_reason}]})
+
+
+def stream_of(*pieces: str, gap: float = 0.0, usage: Any = USAGE, finish_reason: str = "stop") -> Script:
+    """A stream that says the pieces and ends well."""
+    acts: list[Act] = [delta(role="assistant", content="")]
+    for piece in pieces:
+        acts += [gap, delta(content=piece)] if gap else [delta(content=piece)]
+    acts.append(delta(finish_reason, content=""))
+    if usage:
+        acts.append(event({"choices": [], "usage": usage}))
+    return streamed([*acts, DONE])
+
+
+def streamed(acts: Iterable[Act]) -> Script:
+    """A stream of any acts."""
+    return Script(list(acts), media_type="text/event-stream")
+
+
+def whole(text: str | None, *, usage: Any = USAGE, finish_reason: str = "stop", **members: Any) -> Script:
+    """A JSON answer."""
+    message = {"role": "assistant", "content": text, **members}
+    choice = {"index": 0, "message": message, "finish_reason": finish_reason}
+    return Script([json.dumps({"choices": [choice], "usage": usage}, ensure_ascii=False).encode()])
+
+
+def refusal(status: int, message: str, **headers: str) -> Script:
+    """An error as vLLM words it."""
+    error = {"error": {"message": message, "type": "BadRequestError", "param": None, "code": status}}
+    return Script([json.dumps(error).encode()], status=status, headers=headers)
+
+
+class ScriptedVLLM:
+    """The server. Without a script a chat is answered with «Ответ N.» in the form that was asked for.
+
+    Attributes:
+        scripts: answers for the next chats, first come first served.
+        seen: chats so far.
+        running: chats whose connection is open, as `vllm:num_requests_running`.
+        key: what it asks for; None accepts all.
+        max_model_len: what /v1/models says.
+        healthy: whether /health answers 200.
+        models_script: replaces the answer of /v1/models.
+    """
+
+    def __init__(self) -> None:
+        self.scripts: deque[Script] = deque()
+        self.seen: list[Seen] = []
+        self.running = 0
+        self.key: str | None = KEY
+        self.max_model_len = 8192
+        self.healthy = True
+        self.known_fields = KNOWN_FIELDS.split()
+        self.models_script: Script | None = None
+        self.app = Starlette(
+            routes=[
+                Route("/health", self._health),
+                Route("/openapi.json", self._openapi),
+                Route("/v1/models", self._models),
+                Route("/v1/chat/completions", _Chat(self)),
+            ]
+        )
+
+    def admits(self, request: Request) -> bool:
+        """Whether the request bears the key."""
+        return self.key is None or request.headers.get("authorization") == f"Bearer {self.key}"
+
+    def next_script(self, *, stream: bool) -> Script:
+        """What the next chat is answered with."""
+        if self.scripts:
+            return self.scripts.popleft()
+        words = ["Ответ", " ", f"{len(self.seen)}."]
+        return stream_of(*words) if stream else whole("".join(words))
+
+    async def _health(self, _: Request) -> Response:
+        return Response(status_code=200 if self.healthy else 503)
+
+    async def _openapi(self, _: Request) -> Response:
+        properties: dict[str, Any] = {name: {} for name in self.known_fields}
+        return JSONResponse({"components": {"schemas": {"ChatCompletionRequest": {"properties": properties}}}})
+
+    async def _models(self, request: Request) -> Response:
+        if not self.admits(request):
+            return JSONResponse({"error": "Unauthorized"}, 401)
+        if self.models_script is not None:
+            act = self.models_script.acts[0]
+            assert isinstance(act, bytes)
+            return Response(act, self.models_script.status)
+        return JSONResponse({"object": "list", "data": [{"id": MODEL, "max_model_len": self.max_model_len}]})
+
+
+class _Chat:
+    def __init__(self, vllm: ScriptedVLLM) -> None:
+        self._vllm = vllm
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        if not self._vllm.admits(request):
+            await JSONResponse({"error": "Unauthorized"}, 401)(scope, receive, send)
+            return
+        body = await request.json()
+        self._vllm.seen.append(Seen(dict(request.headers), body))
+        script = self._vllm.next_script(stream=bool(body.get("stream")))
+        self._vllm.running += 1
+        play = asyncio.create_task(_play(script, send))
+        leave = asyncio.create_task(_until_disconnect(receive))
+        try:
+            await asyncio.wait([play, leave], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._vllm.running -= 1
+            play.cancel()
+            leave.cancel()
+
+
+async def _play(script: Script, send: Send) -> None:
+    await asyncio.sleep(script.delay)
+    headers = {"content-type": script.media_type, **script.headers}
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": script.status, "headers": raw})
+    for act in script.acts:
+        match act:
+            case None:
+                return  # without the end of the body: uvicorn cuts the connection
+            case bytes():
+                await send({"type": "http.response.body", "body": act, "more_body": True})
+            case _:
+                await asyncio.sleep(act)
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _until_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
