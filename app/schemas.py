@@ -38,6 +38,18 @@ def _check_extra(extra: dict[str, Any]) -> dict[str, Any]:
     return extra
 
 
+def _check_unicode(text: str) -> str:
+    """Pydantic checks this itself only where a string has a constraint."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise PydanticCustomError("string_unicode", "в строке одиночные суррогаты: это не текст Юникода") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_check_unicode)]
+
+
 class Body(BaseModel):
     """A request body: JSON types as they are, nothing unknown."""
 
@@ -57,7 +69,7 @@ class InitSessionBody(Body):
 
     vllm_api_key: Annotated[str, Field(description="Ключ vLLM (VLLM_API_KEY). Шлюз проверяет его у vLLM.")]
     system_prompt: Annotated[
-        str | None,
+        Text | None,
         Field(
             description="Системный промпт. Нет поля — промпт по умолчанию, пустая строка — без системного сообщения."
         ),
@@ -77,7 +89,7 @@ class SetSystemPromptBody(SessionBody):
     """POST /set_system_prompt."""
 
     system_prompt: Annotated[
-        str, Field(description="Новый системный промпт; пустая строка — без системного сообщения.")
+        Text, Field(description="Новый системный промпт; пустая строка — без системного сообщения.")
     ]
 
 

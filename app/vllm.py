@@ -182,7 +182,7 @@ class VLLMClient:
             raise _refusal(response)
         try:
             served = {model.id: model.max_model_len for model in _decode_models(response.content).data}
-        except msgspec.DecodeError as exc:
+        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
             raise UpstreamError(f"{self._base_url}/models отвечает не так, как vLLM: проверьте VLLM_BASE_URL.") from exc
         length = served.get(self.model)
         if length is None:
@@ -267,7 +267,7 @@ async def _events(response: httpx2.Response) -> AsyncGenerator[list[Answer]]:
 def _decode(data: bytes) -> Answer:
     try:
         answer = _decode_answer(data)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         raise UpstreamError("Ответ vLLM не разбирается: это не тот JSON, который обещает его API.") from None
     if answer.error is not None:
         raise UpstreamError(f"vLLM прервал ответ: {_own_words(answer.error)}")

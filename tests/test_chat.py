@@ -132,9 +132,7 @@ def test_tool_calls_of_a_stream_come_in_pieces(session: SessionOf, vllm: Scripte
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_token_counts_that_vllm_did_not_send_are_null(
-    session: SessionOf, vllm: ScriptedVLLM, *, stream: bool
-) -> None:
+def test_token_counts_that_vllm_did_not_send_are_null(session: SessionOf, vllm: ScriptedVLLM, *, stream: bool) -> None:
     vllm.scripts.append(stream_of("да", usage=None) if stream else whole("да", usage=None))
     answer = session.events("а")[-1][1] if stream else session.ok("/chat", message="а")
     assert [answer[name] for name in ("total_tokens", "input_tokens", "output_tokens")] == [None] * 3
