@@ -48,8 +48,12 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def make_model(vocabulary_tokens: int, eos_token_id: int) -> LlamaForCausalLM:
-    """Build a two-layer Llama with random weights, the same ones every time."""
+def make_model(vocabulary_tokens: int, eos_token_id: int, unreadable_token_ids: list[int]) -> LlamaForCausalLM:
+    """Build a two-layer Llama with random weights, the same ones every time.
+
+    The first dimension of every hidden state is made to stand out, so that the output layer can prefer the end of the
+    reply a little (replies have some dozens of tokens) and shun tokens that are only a part of a letter.
+    """
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=vocabulary_tokens,
@@ -63,7 +67,20 @@ def make_model(vocabulary_tokens: int, eos_token_id: int) -> LlamaForCausalLM:
         eos_token_id=eos_token_id,
         pad_token_id=0,
     )
-    return LlamaForCausalLM(config).to(torch.bfloat16)
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[:, 0] = 1.0
+        model.lm_head.weight[:, 0] = 0.0
+        model.lm_head.weight[eos_token_id, 0] = 0.25
+        model.lm_head.weight[unreadable_token_ids, 0] = -2.0
+    return model.to(torch.bfloat16)
+
+
+def unreadable_token_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """Tokens that are no text of their own: special ones but the last, control characters, parts of a letter."""
+    texts = tokenizer.batch_decode([[token_id] for token_id in range(len(tokenizer))])
+    readable = {token_id for token_id, text in enumerate(texts) if text.isprintable() and "\ufffd" not in text}
+    return [token_id for token_id in range(len(tokenizer)) if token_id < 2 or token_id not in readable]
 
 
 def main() -> None:
@@ -71,7 +88,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     tokenizer = make_tokenizer()
     tokenizer.save_pretrained(folder)
-    make_model(len(tokenizer), tokenizer.eos_token_id).save_pretrained(folder)
+    make_model(len(tokenizer), tokenizer.eos_token_id, unreadable_token_ids(tokenizer)).save_pretrained(folder)
 
 
 if __name__ == "__main__":

@@ -96,6 +96,7 @@ class ScriptedVLLM:
         key: what it asks for; None accepts all.
         max_model_len: what /v1/models says.
         healthy: whether /health answers 200.
+        health_delay: seconds that it takes to.
         models_script: replaces the answer of /v1/models.
     """
 
@@ -106,6 +107,7 @@ class ScriptedVLLM:
         self.key: str | None = KEY
         self.max_model_len = 8192
         self.healthy = True
+        self.health_delay = 0.0
         self.known_fields = KNOWN_FIELDS.split()
         self.models_script: Script | None = None
         self.app = Starlette(
@@ -129,6 +131,7 @@ class ScriptedVLLM:
         return stream_of(*words) if stream else whole("".join(words))
 
     async def _health(self, _: Request) -> Response:
+        await asyncio.sleep(self.health_delay)
         return Response(status_code=200 if self.healthy else 503)
 
     async def _openapi(self, _: Request) -> Response:

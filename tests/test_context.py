@@ -1,5 +1,7 @@
 """Fitting a history into a budget."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,7 +39,7 @@ def test_what_is_sent_fits_keeps_what_must_stay_and_alternates(
     roles = [m["role"] for m in fitted.messages]
     assert roles[-1] == "user"
     assert roles[:1] == (["system"] if system_prompt else roles[:1])
-    assert all(first != second for first, second in zip(roles, roles[1:], strict=False))
+    assert all(first != second for first, second in pairwise(roles))
 
 
 @given(histories, st.integers(1, 400))

@@ -1,6 +1,7 @@
 """The event decoder: what comes out does not depend on how the bytes came in."""
 
 import json
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -16,7 +17,7 @@ EVENTS = [b'{"a": 1}', b"two\nlines", b"tight", "П".encode()]
 def test_any_split_gives_the_same_events(cuts: list[int]) -> None:
     decoder = Decoder(1000)
     edges = [0, *sorted(cuts), len(STREAM)]
-    pieces = [STREAM[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    pieces = [STREAM[start:end] for start, end in pairwise(edges)]
     assert [event for piece in pieces for event in decoder.feed(piece)] == EVENTS
 
 
@@ -31,8 +32,7 @@ def test_an_event_over_the_bound_is_refused_before_it_ends(piece: bytes) -> None
     decoder = Decoder(100)
     decoder.feed(piece)
     with pytest.raises(EventTooLarge):
-        for _ in range(20):
-            decoder.feed(piece)
+        [decoder.feed(piece) for _ in range(20)]
 
 
 def test_the_bound_is_for_one_event_not_for_the_stream() -> None:

@@ -1,0 +1,1 @@
+"""The product as it is, with the real vLLM on the CPU."""

@@ -1,0 +1,83 @@
+"""/health, /ready, and what the gateway notices about its vLLM while it runs."""
+
+import time
+
+import anyio
+import pytest
+
+from app import __version__
+from app.background import KEYLESS_WARNING, sweep_sessions
+from app.sessions import MemoryStore, Session
+from app.tasks import running
+from tests.conftest import Gateway, StartGateway, Upstream, problem
+from tests.scripted_vllm import ScriptedVLLM
+from tests.servers import serve, unused_url, wait_until
+
+
+def test_all_is_well(gateway: Gateway) -> None:
+    gateway.open()
+    assert gateway.http.get("/health").json() == {
+        "status": "ok",
+        "vllm": "ok",
+        "model": "/app/model",
+        "version": __version__,
+        "sessions": 1,
+        "warnings": [],
+    }
+    assert gateway.http.get("/ready").json() == {"status": "ready"}
+
+
+def test_a_vllm_that_is_not_there_degrades_but_does_not_kill(start_gateway: StartGateway) -> None:
+    with start_gateway(vllm_base_url=f"{unused_url()}/v1") as gateway:
+        response = gateway.http.get("/health")
+        assert response.status_code == 200
+        assert response.json()["status"] == "degraded"
+        assert "загружает модель" in response.json()["vllm"]
+        assert "загружает модель" in problem(gateway.http.get("/ready"), 503, "upstream_unavailable")["detail"]
+
+
+def test_an_unhealthy_vllm(gateway: Gateway, vllm: ScriptedVLLM) -> None:
+    vllm.healthy = False
+    assert "503" in gateway.http.get("/health").json()["vllm"]
+    problem(gateway.http.get("/ready"), 503, "upstream_unavailable")
+
+
+def test_a_silent_vllm_costs_health_a_second_at_most(gateway: Gateway, vllm: ScriptedVLLM) -> None:
+    vllm.health_delay = 5.0
+    started = time.monotonic()
+    assert gateway.http.get("/health").json()["status"] == "degraded"
+    assert 0.9 < time.monotonic() - started < 2.0
+
+
+def test_a_vllm_without_a_key_is_warned_of_loudly(
+    upstream: Upstream, start_gateway: StartGateway, caplog: pytest.LogCaptureFixture
+) -> None:
+    upstream.script.key = None
+    with start_gateway() as gateway:
+        wait_until(lambda: gateway.http.get("/health").json()["warnings"] == [KEYLESS_WARNING])
+    assert [record.levelname for record in caplog.records if KEYLESS_WARNING in record.message] == ["WARNING"]
+
+
+def test_a_vllm_that_comes_later_is_noticed(start_gateway: StartGateway) -> None:
+    """The list of known fields, too, is learnt when vLLM comes."""
+    port = int(unused_url().rpartition(":")[2])
+    late = ScriptedVLLM()
+    with start_gateway(vllm_base_url=f"http://127.0.0.1:{port}/v1") as gateway:
+        problem(gateway.http.get("/ready"), 503, "upstream_unavailable")
+        with serve(late.app, port):
+            wait_until(lambda: gateway.http.get("/ready").status_code == 200)
+            session = gateway.open()
+            wait_until(
+                lambda: (
+                    gateway.post("/chat", session_id=session.id, message="а", extra={"nonsense": 1}).status_code == 422
+                )
+            )
+
+
+@pytest.mark.anyio
+async def test_the_sweeper_runs_by_itself() -> None:
+    store = MemoryStore(ttl_seconds=0.05, max_sessions=10)
+    await store.add(Session("key", ""))
+    async with running(sweep_sessions(store, every_seconds=0.02)):
+        await anyio.sleep(0.3)
+    assert await store.count() == 0
