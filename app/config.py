@@ -1,5 +1,6 @@
 """Settings: read once from the environment, checked, frozen."""
 
+import os
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
@@ -18,8 +19,12 @@ class ConfigError(Exception):
 
 def _check_base_url(url: str) -> str:
     url = url.rstrip("/")
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or not parts.path.endswith("/v1"):
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and not parts.query
+    except ValueError:
+        usable = False
+    if not usable or not url.endswith("/v1"):
         raise PydanticCustomError("base_url", "нужен адрес вида http://vllm:8000/v1")
     return url
 
@@ -102,4 +107,5 @@ def load_settings() -> Settings:
 def _explain(error: ErrorDetails) -> str:
     if not error["loc"]:
         return reason(error)
-    return f"{str(error['loc'][0]).upper()}={error['input']!r}: {reason(error)}"
+    name = str(error["loc"][0]).upper()
+    return f"{name}={os.environ.get(name, error['input'])!r}: {reason(error)}"

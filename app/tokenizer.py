@@ -67,15 +67,15 @@ class ChatTokenizer:
         return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._threads)
 
     def counter(self, extra: Mapping[str, Any]) -> Callable[[list[ChatMessage]], int]:
-        """A function that counts the prompt tokens of messages.
+        """A function that counts the prompt tokens of messages; it blocks: call it in a thread.
 
         Args:
             extra: further fields of the request to vLLM; those that change the prompt are rendered.
         """
-        return partial(self.count, **template_arguments(extra))
+        return partial(self._count, template_arguments(extra))
 
-    def count(self, messages: list[ChatMessage], **arguments: Any) -> int:
-        """Prompt tokens of `messages`, generation prompt included. Blocks: call it in a thread.
+    def _count(self, arguments: Mapping[str, Any], messages: list[ChatMessage]) -> int:
+        """Prompt tokens of `messages`, generation prompt included.
 
         Raises:
             UpstreamRejected: the chat template refuses these messages, as vLLM's will.

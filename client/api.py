@@ -7,8 +7,7 @@
 Knows nothing of terminals; the module to copy into a program of one's own.
 """
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NotRequired, Self, TypedDict, cast
@@ -159,7 +158,7 @@ class GatewayClient:
         """Send a message and wait for the whole answer. `options`: max_tokens, temperature, extra."""
         return cast(Answer, self._post("/chat", {"session_id": session_id, "message": message, **options}))
 
-    def stream(self, session_id: str, message: str, **options: Any) -> Iterator[Event]:
+    def stream(self, session_id: str, message: str, **options: Any) -> Generator[Event]:
         """Send a message and yield the answer as it comes; the last event is `Done`.
 
         Closing the iterator closes the connection, and the gateway then stops the generation.
@@ -169,7 +168,7 @@ class GatewayClient:
             with self._http.sse("/chat", method="POST", json=body) as source:
                 if source.response.status_code != 200:
                     source.response.read()
-                    raise _problem(source.response)
+                _check(source.response)
                 for sent in source:
                     event = _event(sent.event, sent.json())
                     yield event
@@ -212,8 +211,7 @@ class GatewayClient:
             response = self._http.request(method, path, **arguments)
         except httpx2.RequestError as exc:
             raise self._unreachable() from exc
-        if response.status_code != 200:
-            raise _problem(response)
+        _check(response)
         return cast(dict[str, Any], response.json())
 
     def _unreachable(self) -> GatewayUnreachable:
@@ -235,10 +233,11 @@ def _event(name: str, data: Any) -> Event:
     raise GatewayUnreachable(f"Шлюз прислал неизвестное событие {name!r}: это не Simple Chat Gateway?")
 
 
-def _problem(response: httpx2.Response) -> GatewayError:
-    try:
-        return GatewayProblem(response.json())
-    except (json.JSONDecodeError, LookupError, TypeError, ValueError):
-        return GatewayUnreachable(
+def _check(response: httpx2.Response) -> None:
+    """Raise what an answer says went wrong; every answer of a gateway bears a request id."""
+    if "X-Request-Id" not in response.headers:
+        raise GatewayUnreachable(
             f"По адресу {response.url} отвечает не Simple Chat Gateway: HTTP {response.status_code}."
         )
+    if response.status_code != 200:
+        raise GatewayProblem(response.json())

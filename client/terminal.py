@@ -4,7 +4,7 @@ import readline  # noqa: F401 - gives `input` line editing and history
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
@@ -93,14 +93,17 @@ class Terminal:
     def _reply(self, message: str) -> None:
         started = time.monotonic()
         ended = threading.Event()
+        thinking = False
         with _on_interrupt(lambda: self._cancel(ended)):
             try:
                 for event in self._client.stream(self._session_id, message, **self._options):
                     match event:
                         case Reasoning(text):
+                            thinking = True
                             self._write(text, style="dim italic")
                         case Delta(text):
-                            self._write(text)
+                            self._write(f"\n\n{text}" if thinking else text)
+                            thinking = False
                         case Done(answer):
                             self._console.print()
                             self._note(_summary(answer, time.monotonic() - started))
@@ -140,7 +143,7 @@ def _summary(answer: Answer, seconds: float) -> str:
 
 
 @contextmanager
-def _on_interrupt(stop: Any) -> Iterator[None]:
+def _on_interrupt(stop: Callable[[], None]) -> Iterator[None]:
     """While a reply runs, the first Ctrl-C calls `stop` beside it; a second one breaks the reply off."""
     interrupted = False
 

@@ -1,0 +1,200 @@
+"""Settings: defaults, refusals that say what to do, and one truth in code, .env.example and README."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.config import ConfigError, Settings, load_settings
+from app.tokenizer import ChatTokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
+VLLM_ONLY = {"VLLM_API_KEY", "VLLM_MAX_MODEL_LEN", "VLLM_EXTRA_ARGS"}
+
+
+def defaults() -> dict[str, Any]:
+    return {name.upper(): field.default for name, field in Settings.model_fields.items()}
+
+
+def as_text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def test_the_documented_defaults() -> None:
+    settings = Settings()
+    assert settings.vllm_base_url == "http://vllm:8000/v1"
+    assert settings.vllm_root_url == "http://vllm:8000"
+    assert settings.vllm_model_name == settings.tokenizer_folder == "/app/model"
+    assert (settings.max_context_tokens, settings.session_ttl_seconds) == (8000, 600)
+    assert settings.cors_allow_origins == ("*",)
+
+
+def test_settings_come_from_the_environment_and_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {
+        "VLLM_BASE_URL": "https://gpu.example:8443/some/v1/",
+        "TOKENIZER_PATH": "/tok",
+        "SESSION_TTL_SECONDS": "5",
+        "DEFAULT_SYSTEM_PROMPT": "",
+        "CORS_ALLOW_ORIGINS": "https://a.example , https://b.example",
+        "LOG_LEVEL": "debug",
+    }
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    settings = load_settings()
+    assert settings.vllm_base_url == "https://gpu.example:8443/some/v1"
+    assert settings.vllm_root_url == "https://gpu.example:8443/some"
+    assert settings.tokenizer_folder == "/tok"
+    assert settings.session_ttl_seconds == 5
+    assert settings.default_system_prompt == "", "an empty prompt is a choice"
+    assert settings.cors_allow_origins == ("https://a.example", "https://b.example")
+    assert settings.log_level == "DEBUG"
+    with pytest.raises(ValueError, match="frozen"):
+        settings.log_level = "INFO"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("SESSION_TTL_SECONDS", "abc", "нужно целое число"),
+        ("SESSION_TTL_SECONDS", "0", "больше 0"),
+        ("SESSION_TTL_SECONDS", "", "нужно целое число"),
+        ("MAX_CONTEXT_TOKENS", "-1", "больше 0"),
+        ("MAX_SESSIONS", "1.5", "нужно целое число"),
+        ("VLLM_IDLE_TIMEOUT_SECONDS", "0", "больше 0"),
+        ("VLLM_TOTAL_TIMEOUT_SECONDS", "inf", "нужно конечное число"),
+        ("VLLM_BASE_URL", "vllm:8000", "http://vllm:8000/v1"),
+        ("VLLM_BASE_URL", "http://vllm:8000", "http://vllm:8000/v1"),
+        ("VLLM_BASE_URL", "http://[x/v1", "http://vllm:8000/v1"),
+        ("VLLM_BASE_URL", "http://vllm:port/v1", "http://vllm:8000/v1"),
+        ("VLLM_MODEL_NAME", "", "пустая строка"),
+        ("LOG_LEVEL", "LOUD", "DEBUG"),
+        ("WEB_CONCURRENCY", "4", "один"),
+        ("MAX_SESSION_BYTES", "1000", "MAX_REQUEST_BYTES=1048576"),
+    ],
+)
+def test_an_impossible_value_is_named_with_what_is_allowed(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError) as caught:
+        load_settings()
+    message = str(caught.value)
+    assert name in message
+    assert value in message
+    assert says in message
+    assert "\n" not in message
+
+
+def test_all_that_is_wrong_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAX_SESSIONS", "x")
+    monkeypatch.setenv("LOG_LEVEL", "y")
+    with pytest.raises(ConfigError, match=r"LOG_LEVEL='y': .*; MAX_SESSIONS='x': "):
+        load_settings()
+
+
+def start(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Start the gateway as a container would, in a way that must fail."""
+    return subprocess.run(
+        [sys.executable, "-m", "uvicorn", "app.main:app", "--port", "0", *arguments],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8", **environ},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_a_wrong_setting_stops_the_start_with_one_line_and_code_2() -> None:
+    result = start(SESSION_TTL_SECONDS="abc")
+    assert result.returncode == 2
+    assert result.stderr.splitlines() == ["Ошибка: SESSION_TTL_SECONDS='abc': нужно целое число"]
+
+
+def broken_folder(folder: Path, kind: str) -> str:
+    if kind == "absent":
+        return str(folder / "absent")
+    if kind == "damaged":
+        (folder / "tokenizer.json").write_text("{")
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"), [("absent", "Нет папки"), ("empty", "нет файлов токенизатора"), ("damaged", "не загружается")]
+)
+def test_a_folder_without_a_tokenizer_stops_the_start_with_one_line_and_code_2(
+    tmp_path: Path, kind: str, says: str
+) -> None:
+    folder = broken_folder(tmp_path, kind)
+    result = start(VLLM_MODEL_NAME=folder)
+    [line] = result.stderr.splitlines()
+    assert result.returncode == 2
+    assert says in line
+    assert folder in line
+
+
+def test_a_model_without_a_chat_template_is_refused(tmp_path: Path, model_folder: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        (tmp_path / name).write_bytes((model_folder / name).read_bytes())
+    with pytest.raises(ConfigError, match="нет шаблона чата"):
+        ChatTokenizer.load(str(tmp_path))
+
+
+def test_several_worker_processes_are_refused(model_folder: Path) -> None:
+    result = start("--workers", "2", TOKENIZER_PATH=str(model_folder))
+    assert "сессии живут в памяти одного процесса" in result.stderr
+    assert "Application startup complete" not in result.stderr
+    assert start(WEB_CONCURRENCY="2", TOKENIZER_PATH=str(model_folder)).returncode != -9
+
+
+# --- one truth ---
+
+
+def env_example() -> dict[str, tuple[str, bool]]:
+    """Variable: (value, whether it is active)."""
+    lines = (ROOT / ".env.example").read_text(encoding="utf-8").splitlines()
+    found = {}
+    for line in lines:
+        if match := re.fullmatch(r"(#?)([A-Z_]+)=(.*)", line):
+            found[match[2]] = (match[3], not match[1])
+    return found
+
+
+def readme_table() -> dict[str, str]:
+    """Variable: default, from the settings table of README.md."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    return dict(re.findall(r"^\| `([A-Z_]+)` \| (.+?) \|", readme, re.MULTILINE))
+
+
+def test_env_example_holds_every_setting_with_its_default() -> None:
+    example = env_example()
+    assert set(example) == set(defaults()) | VLLM_ONLY
+    for name, default in defaults().items():
+        assert example[name][0] == as_text(default), name
+    active = {name: value for name, (value, is_active) in example.items() if is_active}
+    assert active == {
+        "VLLM_API_KEY": "INTERNAL_VLLM_KEY",
+        "MAX_CONTEXT_TOKENS": "8000",
+        "SESSION_TTL_SECONDS": "600",
+        "VLLM_MAX_MODEL_LEN": "8192",
+    }
+
+
+def test_the_readme_table_holds_every_setting_with_its_default() -> None:
+    table = readme_table()
+    assert set(table) == set(defaults())
+    for name, default in defaults().items():
+        shown = table[name].strip("`")
+        assert shown == (as_text(default) or "пусто"), name
+
+
+def test_every_setting_of_the_example_is_a_possible_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, (value, _) in env_example().items():
+        monkeypatch.setenv(name, value)
+    assert load_settings() == Settings()
