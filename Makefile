@@ -2,7 +2,7 @@ PYTHON ?= python3
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint bench clean
 
 help: ## показать эту справку
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,7 +18,11 @@ lint: ## проверить стиль, формат и типы
 	@$(PYTHON) -m demo.environments tests
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
-	@.venv/bin/mypy app client tests demo
+	@.venv/bin/mypy app client tests bench demo
+
+bench: ## измерить, за сколько остановка ответа доходит до vLLM
+	@$(PYTHON) -m demo.environments gateway vllm
+	@.venv/bin/python -m bench.cancel
 
 clean: ## удалить окружения и всё созданное
 	rm -rf .venv .venv-vllm .demo

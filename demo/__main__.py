@@ -40,7 +40,8 @@ def _demo() -> int:
             vllm.wait_until_ready()
             with start_gateway(python, vllm.url, model) as gateway:
                 gateway.wait_until_ready()
-                print(f"\nШлюз: {gateway.url}   Описание API: {gateway.url}/docs   Ключ: {key}\n")
+                print(f"\nОписание API: {gateway.url}/docs. Чтобы обращаться к шлюзу из другого терминала:")
+                print(f"  export GATEWAY={gateway.url} KEY={key}\n")
                 environ = {**os.environ, "VLLM_API_KEY": key}
                 return _in_foreground([str(python), "-m", "client", "--url", gateway.url], environ)
     finally:

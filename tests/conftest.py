@@ -1,6 +1,7 @@
 """Fixtures: a model folder, a scripted vLLM, gateways in front of it, and sessions on them."""
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,3 +154,19 @@ def wait_until_idle(vllm: ScriptedVLLM, seconds: float = 10.0) -> float:
 def anyio_backend() -> str:
     """What async tests run on."""
     return "asyncio"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs the shared test data where that is absent."""
+    if item.get_closest_marker("shared_tokenizers") and not SHARED_TOKENIZERS.is_dir():
+        pytest.skip(f"no test data at {SHARED_TOKENIZERS}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """In CI a skipped test is a failed one, unless it needs the shared test data where that is absent."""
+    report = yield
+    excused = item.get_closest_marker("shared_tokenizers") is not None and not SHARED_TOKENIZERS.is_dir()
+    if report.skipped and os.environ.get("CI") and not excused:
+        report.outcome = "failed"
+    return report

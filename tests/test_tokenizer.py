@@ -18,7 +18,7 @@ TALK: list[ChatMessage] = [
 ]
 SYSTEM: ChatMessage = {"role": "system", "content": "Ты — ёж."}
 
-real = pytest.mark.skipif(not SHARED_TOKENIZERS.is_dir(), reason="no ../shared/tokenizers")
+real = pytest.mark.shared_tokenizers
 REAL_FOLDERS = ["qwen3", "mistral-nemo", "phi-4", "tinyllama", "gemma-2-hybrid"]
 
 

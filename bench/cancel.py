@@ -1,0 +1,117 @@
+"""How soon vLLM stops after a reply is stopped: `python -m bench.cancel [ROUNDS]`, on the real vLLM on the CPU.
+
+The time runs from the act (the client's socket closed, or /cancel sent) until vLLM's own count of requests in flight is
+zero. Reading that count takes some milliseconds itself; the last column holds what one reading took, at the median.
+"""
+
+import re
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+import httpx2
+
+from client.api import GatewayClient
+from demo.environments import prepare
+from demo.stand import generated_model, start_gateway, start_vllm
+
+KEY = "bench-key"
+LONG = {"max_tokens": 4000, "extra": {"ignore_eos": True}}
+GENERATING_SECONDS = 0.5
+
+Act = Callable[[str, str], float]
+"""Takes the gateway's address and a session; stops a reply that is under way and returns when it did."""
+
+
+def leave_stream(url: str, session_id: str) -> float:
+    """A client that dies in the middle of a stream."""
+    with GatewayClient(url) as client:
+        stream = client.stream(session_id, "вопрос", **LONG)
+        started = time.monotonic()
+        for _ in stream:
+            if time.monotonic() - started > GENERATING_SECONDS:
+                break
+        acted = time.monotonic()
+        stream.close()
+    return acted
+
+
+def leave_json(url: str, session_id: str) -> float:
+    """A client that dies while it waits for a JSON answer."""
+    body = {"session_id": session_id, "message": "вопрос", **LONG}
+    try:
+        httpx2.post(f"{url}/chat", json=body, timeout=GENERATING_SECONDS)
+    except httpx2.ReadTimeout:
+        return time.monotonic()
+    raise AssertionError("the answer came too soon")
+
+
+def cancel(url: str, session_id: str, *, stream: bool) -> float:
+    """`/cancel` from a second connection."""
+    body = {"session_id": session_id, "message": "вопрос", "stream": stream, **LONG}
+    turn = threading.Thread(target=lambda: httpx2.post(f"{url}/chat", json=body, timeout=60))
+    turn.start()
+    time.sleep(GENERATING_SECONDS)
+    acted = time.monotonic()
+    with GatewayClient(url) as client:
+        client.cancel(session_id)
+    turn.join()
+    return acted
+
+
+ACTS: dict[str, Act] = {
+    "stream, client leaves": leave_stream,
+    "JSON, client leaves": leave_json,
+    "stream, /cancel": lambda url, session_id: cancel(url, session_id, stream=True),
+    "JSON, /cancel": lambda url, session_id: cancel(url, session_id, stream=False),
+}
+
+
+def main() -> None:
+    """Print one row per way to stop."""
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 20
+    model = generated_model()
+    with start_vllm(model, KEY) as vllm:
+        vllm.wait_until_ready()
+        with start_gateway(prepare("gateway"), vllm.url, model) as gateway:
+            gateway.wait_until_ready()
+            print("\nmilliseconds until vLLM has nothing to do    median      p90      max  reading")
+            for name, act in ACTS.items():
+                measure(name, act, gateway.url, vllm.url, rounds)
+
+
+def measure(name: str, act: Act, gateway_url: str, vllm_url: str, rounds: int) -> None:
+    """Stop a reply again and again; every session must answer once more afterwards."""
+    stops: list[float] = []
+    readings: list[float] = []
+    with GatewayClient(gateway_url) as client, httpx2.Client(base_url=vllm_url, timeout=60) as metrics:
+        session_id = client.init_session(KEY, "")
+        in_flight(metrics)
+        for _ in range(rounds):
+            acted = act(gateway_url, session_id)
+            busy = True
+            while busy:
+                started = time.monotonic()
+                busy = in_flight(metrics) > 0
+                readings.append(time.monotonic() - started)
+            stops.append(time.monotonic() - acted)
+            client.cancel(session_id)
+            client.chat(session_id, "ещё", max_tokens=1)
+            client.reset(session_id)
+    milliseconds = sorted(1000 * seconds for seconds in stops)
+    print(
+        f"{name:<40} {statistics.median(milliseconds):10.0f} {milliseconds[int(rounds * 0.9)]:8.0f}"
+        f" {milliseconds[-1]:8.0f} {1000 * statistics.median(readings):8.0f}"
+    )
+
+
+def in_flight(metrics: httpx2.Client) -> int:
+    """vLLM's own count of requests, running and waiting."""
+    text = metrics.get("/metrics").text
+    return int(sum(map(float, re.findall(r"^vllm:num_requests_(?:running|waiting)\{.*?\} (\S+)$", text, re.MULTILINE))))
+
+
+if __name__ == "__main__":
+    main()

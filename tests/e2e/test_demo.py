@@ -1,0 +1,107 @@
+"""`make demo`: from its start to its end, and interrupted on the way."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pexpect
+import pytest
+
+from tests.servers import wait_until
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).resolve().parents[2]
+MAKE = ["make", "--no-print-directory", "demo", f"PYTHON={sys.executable}"]
+
+
+def descendants(pid: int) -> set[int]:
+    """All processes that a process has started, and they in turn."""
+    found: set[int] = set()
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, task.read_text().split()):
+            found |= {child} | descendants(child)
+    return found
+
+
+def alive(pids: set[int]) -> set[int]:
+    return {pid for pid in pids if Path(f"/proc/{pid}").exists() and not is_zombie(pid)}
+
+
+def is_zombie(pid: int) -> bool:
+    return ") Z " in Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+
+
+@contextmanager
+def running_demo() -> Iterator["subprocess.Popen[str]"]:
+    """The demo without a terminal, in a process group of its own."""
+    demo = subprocess.Popen(
+        MAKE,
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+    )
+    try:
+        yield demo
+    finally:
+        demo.kill()
+        demo.communicate()
+
+
+def test_from_the_command_to_a_reply_and_nothing_left() -> None:
+    """In a real terminal: a question, its answer by the real vLLM, a reply stopped by Ctrl-C, and the end by Ctrl-D."""
+    demo = pexpect.spawn(MAKE[0], MAKE[1:], cwd=ROOT, encoding="utf-8", timeout=300, dimensions=(40, 120))
+    demo.expect(r"export GATEWAY=(http://127\.0\.0\.1:\d+) KEY=(\S+)")
+    demo.expect_exact("Вы> ")
+    assert demo.pid is not None
+    started = descendants(demo.pid)
+    assert len(started) >= 4, "the runner, vLLM and its engine, the gateway, the client"
+    demo.sendline("Привет")
+    demo.expect(r"\[контекст \d+ из 7680 токенов · ответ \d+ токенов за")
+    demo.expect_exact("Вы> ")
+    demo.sendintr()
+    demo.expect_exact("Выйти — Ctrl-D.")
+    demo.expect_exact("Вы> ")
+    demo.sendline("Ещё")
+    demo.expect_exact("[контекст")
+    demo.expect_exact("Вы> ")
+    demo.sendeof()
+    demo.expect_exact("Серверы остановлены.")
+    demo.expect(pexpect.EOF)
+    demo.wait()
+    assert demo.exitstatus == 0, "Ctrl-C in the conversation is no failure of make"
+    assert not alive(started)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_on_the_way_it_stops_what_it_started(sent: signal.Signals) -> None:
+    with running_demo() as demo:
+        assert demo.stdout is not None
+        while "vLLM запускается" not in demo.stdout.readline():
+            assert demo.poll() is None
+        wait_until(lambda: len(descendants(demo.pid)) >= 2)
+        time.sleep(3)
+        started = descendants(demo.pid)
+        os.killpg(demo.pid, sent)
+        _, errors = demo.communicate(timeout=60)
+        assert demo.returncode != 0
+        if sent == signal.SIGINT:
+            assert "Прервано, всё остановлено." in errors
+        assert "Traceback" not in errors
+        wait_until(lambda: not alive(started))
+
+
+def test_lines_from_a_pipe() -> None:
+    with running_demo() as demo:
+        output, errors = demo.communicate("Привет\n", timeout=300)
+        assert demo.returncode == 0, errors
+        assert re.search(r"ответ \d+ токенов за", output)
