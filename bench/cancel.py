@@ -1,7 +1,8 @@
 """How soon vLLM stops after a reply is stopped: `python -m bench.cancel [ROUNDS]`, on the real vLLM on the CPU.
 
-The time runs from the act (the client's socket closed, or /cancel sent) until vLLM's own count of requests in flight is
-zero. Reading that count takes some milliseconds itself; the last column holds what one reading took, at the median.
+The time runs from the act (the client's socket closed, or /cancel sent) until vLLM's own count of requests in flight
+is zero. Reading that count takes some milliseconds itself: `reading` is what one reading took, at the median. `stall` is the
+longest that this machine kept a sleeping thread waiting meanwhile: no stop can be sooner than that.
 """
 
 import re
@@ -10,6 +11,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from types import TracebackType
+from typing import Self
 
 import httpx2
 
@@ -56,7 +59,7 @@ def cancel(url: str, session_id: str, *, stream: bool) -> float:
     time.sleep(GENERATING_SECONDS)
     acted = time.monotonic()
     with GatewayClient(url) as client:
-        client.cancel(session_id)
+        assert client.cancel(session_id), "the turn had not begun"
     turn.join()
     return acted
 
@@ -77,13 +80,44 @@ def main() -> None:
         vllm.wait_until_ready()
         with start_gateway(prepare("gateway"), vllm.url, model) as gateway:
             gateway.wait_until_ready()
-            print("\nmilliseconds until vLLM has nothing to do    median      p90      max  reading")
+            print("\nmilliseconds until vLLM has nothing to do    median      p90      max  reading    stall")
             for name, act in ACTS.items():
-                measure(name, act, gateway.url, vllm.url, rounds)
+                with Stalls() as stalls:
+                    stops, readings = measure(act, gateway.url, vllm.url, rounds)
+                figures = [statistics.median(stops), stops[int(rounds * 0.9)], stops[-1], statistics.median(readings)]
+                print(f"{name:<40}", *(f"{1000 * seconds:8.0f}" for seconds in (*figures, stalls.longest_seconds)))
 
 
-def measure(name: str, act: Act, gateway_url: str, vllm_url: str, rounds: int) -> None:
-    """Stop a reply again and again; every session must answer once more afterwards."""
+class Stalls:
+    """Watches how late a thread wakes that only sleeps."""
+
+    def __init__(self) -> None:
+        self.longest_seconds = 0.0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.is_set():
+            started = time.monotonic()
+            time.sleep(0.01)
+            self.longest_seconds = max(self.longest_seconds, time.monotonic() - started - 0.01)
+
+
+def measure(act: Act, gateway_url: str, vllm_url: str, rounds: int) -> tuple[list[float], list[float]]:
+    """Stop a reply again and again; the session must answer once more every time.
+
+    Returns the seconds of every stop, sorted, and of every reading of vLLM's count.
+    """
     stops: list[float] = []
     readings: list[float] = []
     with GatewayClient(gateway_url) as client, httpx2.Client(base_url=vllm_url, timeout=60) as metrics:
@@ -100,11 +134,7 @@ def measure(name: str, act: Act, gateway_url: str, vllm_url: str, rounds: int) -
             client.cancel(session_id)
             client.chat(session_id, "ещё", max_tokens=1)
             client.reset(session_id)
-    milliseconds = sorted(1000 * seconds for seconds in stops)
-    print(
-        f"{name:<40} {statistics.median(milliseconds):10.0f} {milliseconds[int(rounds * 0.9)]:8.0f}"
-        f" {milliseconds[-1]:8.0f} {1000 * statistics.median(readings):8.0f}"
-    )
+    return sorted(stops), readings
 
 
 def in_flight(metrics: httpx2.Client) -> int:

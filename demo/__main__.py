@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from demo.environments import ROOT, prepare, prepare_vllm
+from demo.environments import ROOT, VLLM_VENV, prepare, prepare_vllm
 from demo.progress import StepFailed
 from demo.stand import generated_model, start_gateway, start_vllm
 
@@ -30,7 +30,8 @@ def main() -> int:
 
 
 def _demo() -> int:
-    print("Первый запуск готовит окружения и занимает несколько минут; следующие — меньше минуты.")
+    if not VLLM_VENV.exists():
+        print("Первый запуск готовит окружения и занимает несколько минут; следующие — меньше минуты.")
     python = prepare("gateway")
     prepare_vllm()
     model = _model()

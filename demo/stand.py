@@ -119,6 +119,7 @@ def start_vllm(model: Path, key: str, max_model_len: int = 8192) -> Server:
     if ours or shutil.which("g++") is None:
         environ["TORCH_COMPILE_DISABLE"] = "1"
     command = [
+        *("nice", "-n", "10"),  # it takes every core that it can get; the gateway must not wait for one
         *(str(programs / "vllm"), "serve", str(model)),
         *("--served-model-name", SERVED_NAME),
         *("--host", "127.0.0.1", "--port", str(port)),
