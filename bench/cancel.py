@@ -1,8 +1,8 @@
 """How soon vLLM stops after a reply is stopped: `python -m bench.cancel [ROUNDS]`, on the real vLLM on the CPU.
 
 The time runs from the act (the client's socket closed, or /cancel sent) until vLLM's own count of requests in flight
-is zero. Reading that count takes some milliseconds itself: `reading` is what one reading took, at the median. `stall` is the
-longest that this machine kept a sleeping thread waiting meanwhile: no stop can be sooner than that.
+is zero. Reading that count takes some milliseconds itself: `reading` is what one reading took, at the median. `stall`
+is the longest that this machine kept a sleeping thread waiting meanwhile: no stop can be sooner than that.
 """
 
 import re
