@@ -54,6 +54,8 @@ class VLLMWatch:
             if not self._up:
                 await self._meet()
                 self._up = True
+            elif not self._chat.known_fields:
+                self._chat.known_fields = await self._vllm.request_fields()
         except GatewayError as exc:
             if self._up:
                 log.warning("vLLM перестал отвечать: %s", exc.detail)

@@ -4,6 +4,8 @@ import difflib
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
+from pydantic import SecretStr
+
 from app.config import Settings
 from app.context import Pair
 from app.errors import InvalidRequest
@@ -11,6 +13,13 @@ from app.sessions import Session, SessionStore
 from app.tokenizer import ChatTokenizer
 from app.turn import Limits, Question, Turn
 from app.vllm import VLLMClient
+
+OWNED_FIELDS = frozenset(
+    "model messages stream stream_options max_tokens max_completion_tokens n truncate_prompt_tokens truncation_side "
+    "chat_template add_generation_prompt continue_final_message add_special_tokens echo session_id request_id "
+    "kv_transfer_params ec_transfer_params".split()
+)
+_SHOWN_NAME_LETTERS = 64
 
 
 class Chat:
@@ -24,7 +33,7 @@ class Chat:
         self._max_model_len = 0
         self.known_fields: frozenset[str] = frozenset()
 
-    async def open(self, vllm_api_key: str, system_prompt: str | None) -> tuple[Session, int]:
+    async def open(self, vllm_api_key: SecretStr, system_prompt: str | None) -> tuple[Session, int]:
         """Open a session for a key that vLLM accepts; None is the default prompt. Returns it and its seconds to live.
 
         Raises:
@@ -36,10 +45,9 @@ class Chat:
         if system_prompt is None:
             system_prompt = self._settings.default_system_prompt
         session = Session(vllm_api_key, system_prompt)
-        await self._sessions.add(session)
-        return session, await self._sessions.renew(session)
+        return session, await self._sessions.add(session)
 
-    async def replace_key(self, session_id: str, vllm_api_key: str) -> tuple[Session, int]:
+    async def replace_key(self, session_id: str, vllm_api_key: SecretStr) -> tuple[Session, int]:
         """Give a live session another key, once vLLM accepts it; a turn in flight goes on with the old one."""
         session = await self._sessions.get(session_id)
         self._max_model_len = await self._vllm.max_model_len(vllm_api_key)
@@ -50,8 +58,7 @@ class Chat:
     async def set_system_prompt(self, session_id: str, system_prompt: str) -> int:
         """Replace the system prompt; the history stays. Raises SessionBusy. Returns the seconds to live."""
         session = await self._sessions.get(session_id)
-        session.require_idle()
-        session.system_prompt = system_prompt
+        session.set_system_prompt(system_prompt, self._settings.max_session_bytes)
         return await self._sessions.renew(session)
 
     async def history(self, session_id: str) -> tuple[Session, int]:
@@ -78,7 +85,7 @@ class Chat:
         return await self._sessions.renew(session)
 
     async def stop(self, session_id: str) -> None:
-        """End the session; a turn in flight is stopped first for everyone but its own client."""
+        """End the session: it is gone for everyone at once, then its turn in flight is stopped."""
         session = await self._sessions.get(session_id)
         await self._sessions.remove(session)
         await _stop_turn(session)
@@ -88,11 +95,11 @@ class Chat:
         """Occupy a session with a turn; the session is free again on leaving.
 
         Raises:
-            InvalidRequest: `question.extra` holds a field that vLLM does not know and would ignore.
             SessionBusy: another turn is in flight.
+            InvalidRequest: `question.extra` holds a field that is the gateway's, or one that vLLM would ignore.
         """
-        _require_known(question.extra, self.known_fields)
         session = await self._sessions.get(session_id)
+        _check_extra(question.extra, self.known_fields)
         limits = Limits(self._settings.max_context_tokens, self._max_model_len, self._settings.max_session_bytes)
         turn = Turn(session, question, self._vllm, self._tokenizer, limits)
         session.begin(turn)
@@ -117,13 +124,17 @@ async def _stop_turn(session: Session) -> bool:
     return turn.cancelled
 
 
-def _require_known(names: Iterable[str], known: frozenset[str]) -> None:
-    """Refuse what vLLM would silently ignore; where its list could not be read, `known` is empty and all passes."""
+def _check_extra(names: Iterable[str], known: frozenset[str]) -> None:
+    """Refuse what the gateway owns and what vLLM would silently ignore; `known` is empty where it could not be read."""
     for name in names:
+        shown = name[:_SHOWN_NAME_LETTERS]
+        if name in OWNED_FIELDS:
+            hint = " Задайте max_tokens рядом с message." if name in {"max_tokens", "max_completion_tokens"} else ""
+            raise InvalidRequest(f"Полем {name} запроса к vLLM управляет шлюз.{hint}", field=f"extra.{name}")
         if known and name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+            nearest = difflib.get_close_matches(shown, known, n=1, cutoff=0.0)
             raise InvalidRequest(
-                f"vLLM не знает параметра extra.{name} и молча пропустил бы его. "
+                f"vLLM не знает параметра extra.{shown} и молча пропустил бы его. "
                 f"Ближайшее известное имя: {nearest[0]}.",
-                field=f"extra.{name}",
+                field=f"extra.{shown}",
             )

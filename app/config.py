@@ -1,14 +1,15 @@
 """Settings: read once from the environment, checked, frozen."""
 
 import os
+import re
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from app.validation import reason
+from app.validation import Text, reason
 
 DEFAULT_SYSTEM_PROMPT = "Ты — полезный ассистент. Отвечай по-русски, точно и по делу."
 
@@ -21,10 +22,10 @@ def _check_base_url(url: str) -> str:
     url = url.rstrip("/")
     try:
         parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and not parts.query
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError:
         usable = False
-    if not usable or not url.endswith("/v1"):
+    if not usable or not url.endswith("/v1") or set(url) & set("?# \t"):
         raise PydanticCustomError("base_url", "нужен адрес вида http://vllm:8000/v1")
     return url
 
@@ -39,14 +40,27 @@ def _check_web_concurrency(processes: int) -> int:
 
 
 def _split_list(value: object) -> object:
-    return tuple(item.strip() for item in value.split(",") if item.strip()) if isinstance(value, str) else value
+    return (
+        tuple(item.strip().rstrip("/") for item in value.split(",") if item.strip())
+        if isinstance(value, str)
+        else value
+    )
+
+
+def _check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
+    for origin in origins:
+        if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
+            raise PydanticCustomError("origin", "нужны *, пусто или адреса вида https://site.example через запятую")
+    return origins
 
 
 def _upper(value: object) -> object:
     return value.upper() if isinstance(value, str) else value
 
 
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+# Bounds that only a slip of the finger exceeds, and that any arithmetic on them stands.
+Count = Annotated[int, Field(gt=0, le=10**15)]
+Seconds = Annotated[float, Field(gt=0, le=10**9, allow_inf_nan=False)]
 
 
 class Settings(BaseSettings):
@@ -57,14 +71,16 @@ class Settings(BaseSettings):
     vllm_base_url: Annotated[str, AfterValidator(_check_base_url)] = "http://vllm:8000/v1"
     vllm_model_name: Annotated[str, Field(min_length=1)] = "/app/model"
     tokenizer_path: str = ""
-    max_context_tokens: PositiveInt = 8000
-    session_ttl_seconds: PositiveInt = 600
-    default_system_prompt: str = DEFAULT_SYSTEM_PROMPT
-    cors_allow_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list)] = ("*",)
+    max_context_tokens: Count = 8000
+    session_ttl_seconds: Count = 600
+    default_system_prompt: Text = DEFAULT_SYSTEM_PROMPT
+    cors_allow_origins: Annotated[
+        tuple[str, ...], NoDecode, BeforeValidator(_split_list), AfterValidator(_check_origins)
+    ] = ("*",)
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_upper)] = "INFO"
-    max_request_bytes: PositiveInt = 1024 * 1024
-    max_sessions: PositiveInt = 10_000
-    max_session_bytes: PositiveInt = 4 * 1024 * 1024
+    max_request_bytes: Count = 1024 * 1024
+    max_sessions: Count = 10_000
+    max_session_bytes: Count = 4 * 1024 * 1024
     vllm_connect_timeout_seconds: Seconds = 5.0
     vllm_idle_timeout_seconds: Seconds = 300.0
     vllm_total_timeout_seconds: Seconds = 1800.0

@@ -28,7 +28,8 @@ from app.tokenizer import ChatTokenizer
 from app.validation import reason
 from app.vllm import VLLMClient
 
-# What uvicorn's supervisor takes for "would fail the same way again": it stops instead of trying once more.
+# What uvicorn's supervisor takes for "would fail the same way again": it stops instead of trying once more. Its own
+# exit code is 0 then, which a worker cannot change.
 _UVICORN_STARTUP_FAILURE = 3
 
 DESCRIPTION = """\
@@ -58,6 +59,7 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
         async with AsyncExitStack() as stack:
+            stack.callback(tokenizer.close)
             vllm = await stack.enter_async_context(VLLMClient(settings))
             sessions = MemoryStore(settings.session_ttl_seconds, settings.max_sessions)
             chat = Chat(settings, sessions, tokenizer, vllm)
@@ -104,10 +106,11 @@ def __getattr__(name: str) -> FastAPI:
     try:
         settings = load_settings()
         _configure_logging(settings.log_level)
-        return create_app(settings)
+        app = globals()[name] = create_app(settings)
     except ConfigError as exc:
         print(f"Ошибка: {exc}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
+    return app
 
 
 def _configure_logging(level: str) -> None:
@@ -126,14 +129,11 @@ async def _on_http_exception(_: Request, exc: Exception) -> Response:
     return problem_response(InvalidRequest("Тело запроса не разбирается: нужен JSON в UTF-8."))
 
 
-async def _on_validation_error(request: Request, exc: Exception) -> Response:
+async def _on_validation_error(_: Request, exc: Exception) -> Response:
     """A body of the wrong form: the first thing that is wrong with it, and where."""
     assert isinstance(exc, RequestValidationError)
     error = exc.errors()[0]
     field = ".".join(str(part) for part in error["loc"][1:])
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        return problem_response(InvalidRequest("Нужен заголовок Content-Type: application/json и тело в JSON."))
     if error["type"] == "json_invalid" or not field:
         return problem_response(InvalidRequest(f"{_sentence(reason(error))}."))
     return problem_response(InvalidRequest(f"Поле {field}: {reason(error)}.", field=field))

@@ -67,8 +67,8 @@ class ErrorBoundary:
 
         async def send_and_note(message: Message) -> None:
             nonlocal streaming
-            streaming = streaming or message["type"] == "http.response.start"
             await send(message)
+            streaming = streaming or message["type"] == "http.response.start"
 
         try:
             await self._app(scope, receive, send_and_note)

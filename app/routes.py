@@ -48,7 +48,16 @@ from app.streaming import TurnResponse
 from app.turn import Question
 from app.vllm import VLLMClient
 
+
+def _require_json(request: Request) -> None:
+    """Refuse a body of another type, whatever is in it."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise InvalidRequest("Нужен заголовок Content-Type: application/json и тело в JSON.")
+
+
 router = APIRouter()
+sessions = APIRouter(dependencies=[Depends(_require_json)])
 
 
 def _chat(request: Request) -> Chat:
@@ -86,7 +95,7 @@ def _problems(*errors: type[GatewayError]) -> dict[int | str, dict[str, Any]]:
 _UPSTREAM = (TooManyRequests, UpstreamError, UpstreamUnavailable, UpstreamTimeout)
 
 
-@router.post(
+@sessions.post(
     "/init_session", responses=_problems(InvalidKey, SessionNotFound, Overloaded, UpstreamRejected, *_UPSTREAM)
 )
 async def init_session(body: InitSessionBody, chat: ChatDep) -> SessionAnswer:
@@ -98,13 +107,13 @@ async def init_session(body: InitSessionBody, chat: ChatDep) -> SessionAnswer:
     return {"session_id": session.id, "expires_in": expires_in}
 
 
-@router.post("/set_system_prompt", responses=_problems(SessionNotFound, SessionBusy))
+@sessions.post("/set_system_prompt", responses=_problems(SessionNotFound, SessionBusy))
 async def set_system_prompt(body: SetSystemPromptBody, chat: ChatDep) -> OkAnswer:
     """Заменить системный промпт. История остаётся."""
     return {"status": "ok", "expires_in": await chat.set_system_prompt(body.session_id, body.system_prompt)}
 
 
-@router.post(
+@sessions.post(
     "/chat",
     response_model=ChatAnswer,
     responses={
@@ -123,33 +132,33 @@ async def chat_turn(body: ChatBody, request: Request, chat: ChatDep) -> Response
     return TurnResponse(chat.turn(body.session_id, question), stream=body.stream)
 
 
-@router.post("/history", responses=_problems(SessionNotFound))
+@sessions.post("/history", responses=_problems(SessionNotFound))
 async def history(body: SessionBody, chat: ChatDep) -> HistoryAnswer:
     """Системный промпт и все сохранённые сообщения сессии."""
     return history_answer(*await chat.history(body.session_id))
 
 
-@router.post("/cancel", responses=_problems(SessionNotFound))
+@sessions.post("/cancel", responses=_problems(SessionNotFound))
 async def cancel(body: SessionBody, chat: ChatDep) -> CancelAnswer:
     """Остановить ответ, который идёт сейчас. Сессия остаётся."""
     cancelled, expires_in = await chat.cancel(body.session_id)
     return {"status": "cancelled" if cancelled else "idle", "expires_in": expires_in}
 
 
-@router.post("/undo", responses=_problems(SessionNotFound, SessionBusy, NothingToUndo))
+@sessions.post("/undo", responses=_problems(SessionNotFound, SessionBusy, NothingToUndo))
 async def undo(body: SessionBody, chat: ChatDep) -> UndoAnswer:
     """Убрать из истории последнюю пару сообщений и вернуть её."""
     pair, expires_in = await chat.undo(body.session_id)
     return {"user": pair.user, "assistant": pair.assistant, "expires_in": expires_in}
 
 
-@router.post("/reset", responses=_problems(SessionNotFound, SessionBusy))
+@sessions.post("/reset", responses=_problems(SessionNotFound, SessionBusy))
 async def reset(body: SessionBody, chat: ChatDep) -> OkAnswer:
     """Очистить историю. Системный промпт и ключ остаются."""
     return {"status": "ok", "expires_in": await chat.reset(body.session_id)}
 
 
-@router.post("/stop_session", responses=_problems(SessionNotFound))
+@sessions.post("/stop_session", responses=_problems(SessionNotFound))
 async def stop_session(body: SessionBody, chat: ChatDep) -> StopAnswer:
     """Закончить сессию. Ответ, который идёт, останавливается."""
     await chat.stop(body.session_id)
@@ -177,3 +186,6 @@ async def ready(vllm: VLLMDep) -> ReadyAnswer:
     if reason:
         raise UpstreamUnavailable(reason)
     return {"status": "ready"}
+
+
+router.include_router(sessions)

@@ -3,32 +3,17 @@
 import json
 from typing import Annotated, Any, Literal, NotRequired, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
 from app.sessions import Session
 from app.turn import TurnResult
+from app.validation import Text
 from app.vllm import ToolCall
-
-OWNED_FIELDS = frozenset(
-    "model messages stream stream_options max_tokens max_completion_tokens n truncate_prompt_tokens truncation_side "
-    "chat_template add_generation_prompt continue_final_message add_special_tokens echo session_id request_id "
-    "kv_transfer_params ec_transfer_params".split()
-)
 
 
 def _check_extra(extra: dict[str, Any]) -> dict[str, Any]:
-    owned = sorted(OWNED_FIELDS.intersection(extra))
-    if owned:
-        hint = (
-            "; задайте max_tokens рядом с message" if "max_tokens" in owned or "max_completion_tokens" in owned else ""
-        )
-        raise PydanticCustomError(
-            "owned_field",
-            "этими полями запроса к vLLM управляет шлюз: {names}{hint}",
-            {"names": ", ".join(owned), "hint": hint},
-        )
     try:
         json.dumps(extra, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
@@ -36,18 +21,6 @@ def _check_extra(extra: dict[str, Any]) -> dict[str, Any]:
             "not_json", "внутри есть NaN, Infinity, одиночные суррогаты или слишком глубокая вложенность"
         ) from None
     return extra
-
-
-def _check_unicode(text: str) -> str:
-    """Pydantic checks this itself only where a string has a constraint."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise PydanticCustomError("string_unicode", "в строке одиночные суррогаты: это не текст Юникода") from None
-    return text
-
-
-Text = Annotated[str, AfterValidator(_check_unicode)]
 
 
 class Body(BaseModel):
@@ -67,7 +40,7 @@ class SessionBody(Body):
 class InitSessionBody(Body):
     """POST /init_session."""
 
-    vllm_api_key: Annotated[str, Field(description="Ключ vLLM (VLLM_API_KEY). Шлюз проверяет его у vLLM.")]
+    vllm_api_key: Annotated[SecretStr, Field(description="Ключ vLLM (VLLM_API_KEY). Шлюз проверяет его у vLLM.")]
     system_prompt: Annotated[
         Text | None,
         Field(

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Protocol
 
+from pydantic import SecretStr
+
 from app.context import Pair
 from app.errors import NothingToUndo, Overloaded, SessionBusy, SessionNotFound
 
@@ -39,7 +41,7 @@ class Session:
         expires_at: the store's clock, seconds.
     """
 
-    vllm_api_key: str = field(repr=False)
+    vllm_api_key: SecretStr
     system_prompt: str = field(repr=False)
     id: str = field(default_factory=lambda: str(uuid.uuid4()), repr=False)
     pairs: list[Pair] = field(default_factory=list, repr=False)
@@ -75,13 +77,23 @@ class Session:
             raise SessionBusy
 
     def commit(self, pair: Pair, dropped_pairs: int, max_text_bytes: int) -> None:
-        """Append a finished turn and forget the oldest pairs that are over `max_text_bytes` (never the new one)."""
+        """Append a finished turn, then forget the oldest pairs that are over `max_text_bytes`."""
         self.pairs.append(pair)
         self.dropped_pairs = dropped_pairs
         self._text_bytes += pair.size_bytes
+        self._forget(max_text_bytes)
+
+    def set_system_prompt(self, system_prompt: str, max_text_bytes: int) -> None:
+        """Replace the system prompt; a longer one may cost the oldest pairs."""
+        self.require_idle()
+        self.system_prompt = system_prompt
+        self._forget(max_text_bytes)
+
+    def _forget(self, max_text_bytes: int) -> None:
+        """Keep the text within its bound, which a single huge pair may exceed on its own."""
         room = max_text_bytes - len(self.system_prompt.encode())
         forgotten = 0
-        while self._text_bytes > room and forgotten < len(self.pairs) - 1:
+        while self._text_bytes > room and forgotten < len(self.pairs):
             self._text_bytes -= self.pairs[forgotten].size_bytes
             forgotten += 1
         del self.pairs[:forgotten]
@@ -112,14 +124,14 @@ class Session:
 class SessionStore(Protocol):
     """Where sessions live between requests."""
 
-    async def add(self, session: Session) -> None:
-        """Keep a new session; raises Overloaded when there is no room."""
+    async def add(self, session: Session) -> int:
+        """Keep a new session; returns the whole seconds it has. Raises Overloaded when there is no room."""
 
     async def get(self, session_id: str) -> Session:
         """The live session with this id; raises SessionNotFound."""
 
     async def renew(self, session: Session) -> int:
-        """Start the session's time anew; returns the whole seconds it now has."""
+        """Start the session's time anew; returns the whole seconds it now has, 0 for one that is no longer kept."""
 
     async def remove(self, session: Session) -> None:
         """End the session; it is no error that it has ended already."""
@@ -148,11 +160,11 @@ class MemoryStore:
         self._clock = clock
         self._sessions: OrderedDict[str, Session] = OrderedDict()
 
-    async def add(self, session: Session) -> None:
+    async def add(self, session: Session) -> int:
         """See SessionStore."""
         await self.require_room()
         self._sessions[session.id] = session
-        await self.renew(session)
+        return await self.renew(session)
 
     async def get(self, session_id: str) -> Session:
         """See SessionStore."""
@@ -166,9 +178,10 @@ class MemoryStore:
 
     async def renew(self, session: Session) -> int:
         """See SessionStore."""
+        if session.id not in self._sessions:
+            return 0
         session.expires_at = self._clock() + self._ttl_seconds
-        if session.id in self._sessions:
-            self._sessions.move_to_end(session.id)
+        self._sessions.move_to_end(session.id)
         return int(self._ttl_seconds)
 
     async def remove(self, session: Session) -> None:

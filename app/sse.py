@@ -3,6 +3,7 @@
 https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -27,30 +28,31 @@ class Decoder:
         self._data: list[bytes] = []
         self._data_bytes = 0
 
-    def feed(self, received: bytes) -> list[bytes]:
-        """Take what one read gave; return the data of every event that it completes.
+    def feed(self, received: bytes) -> Iterator[bytes]:
+        """Take what one read gave; yield the data of every event that it completes.
 
         Raises:
-            EventTooLarge: the event under way has outgrown `max_event_bytes`.
+            EventTooLarge: an event is over `max_event_bytes`, complete or not.
         """
-        lines = received.split(b"\n")
-        events = []
-        for end in lines[:-1]:
-            self._line += end
+        *ends, rest = received.split(b"\n")
+        for end in ends:
+            self._extend(end)
             line = bytes(self._line).removesuffix(b"\r")
             self._line.clear()
             if not line:
                 if self._data:
-                    events.append(b"\n".join(self._data))
+                    yield b"\n".join(self._data)
                     self._data.clear()
                     self._data_bytes = 0
             elif line.startswith(b"data:"):
                 self._data.append(line[5:].removeprefix(b" "))
                 self._data_bytes += len(line)
-        self._line += lines[-1]
+        self._extend(rest)
+
+    def _extend(self, piece: bytes) -> None:
+        self._line += piece
         if self._data_bytes + len(self._line) > self._max_event_bytes:
             raise EventTooLarge
-        return events
 
 
 def encode(event: str, data: Any) -> bytes:

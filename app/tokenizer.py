@@ -1,25 +1,33 @@
 """Counting prompt tokens as vLLM will: the model's own chat template and tokenizer, in a thread."""
 
+import asyncio
 import inspect
+import logging
 import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import anyio
-import anyio.to_thread
 from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from app.config import ConfigError
 from app.context import ChatMessage
 from app.errors import UpstreamRejected
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json", "vocab.txt", "spiece.model")
-_TEMPLATE_PARAMETERS = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters)
+_TEMPLATE_PARAMETERS = frozenset(
+    name
+    for function in (PreTrainedTokenizerBase.apply_chat_template, render_jinja_template)
+    for name in inspect.signature(function).parameters
+)
 # What evaluating a template over well-formed messages can raise; jinja passes Python's own errors through.
 _RENDER_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
@@ -30,7 +38,7 @@ class ChatTokenizer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Takes a loaded tokenizer and switches its baked-in truncation and padding off."""
         self._tokenizer = tokenizer
-        self._threads = anyio.CapacityLimiter(max(2, os.cpu_count() or 2))
+        self._threads = ThreadPoolExecutor(max(2, os.cpu_count() or 2), "tokenizer")
         self._backend = tokenizer.backend_tokenizer if isinstance(tokenizer, PreTrainedTokenizerFast) else None
         if self._backend is not None:
             self._backend.no_truncation()
@@ -43,16 +51,20 @@ class ChatTokenizer:
         Raises:
             ConfigError: the folder is absent, has no tokenizer files, is damaged or lacks a chat template.
         """
-        path = Path(folder)
-        if not path.is_dir():
-            raise ConfigError(f"Нет папки модели {folder}: положите модель туда или укажите папку в TOKENIZER_PATH")
-        if not any((path / name).is_file() for name in _TOKENIZER_FILES):
+        try:
+            files = {path.name for path in Path(folder).iterdir()}
+        except OSError as exc:
+            raise ConfigError(
+                f"Папка модели {folder} не читается ({exc.strerror}): положите модель туда, дайте к ней доступ "
+                "(chmod -R a+rX) или укажите другую папку в TOKENIZER_PATH"
+            ) from exc
+        if files.isdisjoint(_TOKENIZER_FILES):
             raise ConfigError(
                 f"В папке {folder} нет файлов токенизатора ({', '.join(_TOKENIZER_FILES[:3])} …): "
                 "скачайте модель целиком или укажите папку с ними в TOKENIZER_PATH"
             )
         try:
-            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as exc:  # whatever a damaged file makes of a dozen parsers: the start fails all the same
             raise ConfigError(f"Токенизатор из папки {folder} не загружается: {_one_line(exc)}") from exc
         if not tokenizer.chat_template:
@@ -60,11 +72,25 @@ class ChatTokenizer:
                 f"В папке {folder} нет шаблона чата (chat_template.jinja или chat_template в tokenizer_config.json): "
                 "нужна модель для диалога (instruct, chat)"
             )
-        return cls(tokenizer)
+        if "config.json" not in files:
+            log.warning("В папке %s нет config.json: счёт токенов может разойтись со счётом vLLM", folder)
+        loaded = cls(tokenizer)
+        try:
+            loaded.counter({})([{"role": "user", "content": "?"}])
+        except UpstreamRejected as exc:
+            raise ConfigError(f"Шаблон чата из папки {folder} не работает. {exc.detail}") from exc
+        return loaded
 
     async def in_thread(self, work: Callable[[], T]) -> T:
-        """Run work that counts, without holding up the event loop; cancelling does not wait for the thread."""
-        return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._threads)
+        """Run work that counts, without holding up the event loop.
+
+        Cancelling drops work that still waits for a thread, and does not wait for work that has one.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def close(self) -> None:
+        """Let the threads go."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def counter(self, extra: Mapping[str, Any]) -> Callable[[list[ChatMessage]], int]:
         """A function that counts the prompt tokens of messages; it blocks: call it in a thread.
@@ -117,10 +143,21 @@ def template_arguments(extra: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tool_as_vllm_dumps_it(tool: object) -> object:
-    """vLLM parses a tool into its own model and dumps that: what is absent becomes null. What it refuses stays."""
+    """As vLLM's own model of a tool: an absent description becomes null, what it does not know goes.
+
+    What vLLM will refuse stays as it is. (vllm/entrypoints/generate/base/protocol.py, `FunctionDefinition`)
+    """
     match tool:
-        case {"function": {"name": _} as function}:
-            return {"type": "function", "function": {"name": None, "description": None, "parameters": None, **function}}
+        case {"function": {"name": name} as function}:
+            dumped = {
+                "name": name,
+                "description": function.get("description"),
+                "parameters": function.get("parameters"),
+            }
+            for optional in ("strict", "defer_loading"):
+                if function.get(optional) is not None:
+                    dumped[optional] = function[optional]
+            return {"type": "function", "function": dumped}
     return tool
 
 

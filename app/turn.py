@@ -149,6 +149,7 @@ class Turn:
         self._scope = anyio.CancelScope()
         self._opened = False
         self._reply = Reply()
+        self._key = session.vllm_api_key
         self._headers = {"X-Request-Id": question.request_id, "X-Session-Id": session.public_id}
 
     def cancel(self) -> None:
@@ -195,12 +196,14 @@ class Turn:
                 await ask(self._request(fitted))
         except TimeoutError:
             raise UpstreamTimeout from None
-        if self._scope.cancelled_caught:
+        if self._scope.cancelled_caught and self._reply.finish_reason is None:
             self.cancelled = True
             self._reply.finish_reason = CANCELLED
             return fitted if self._opened else None
         if self._reply.finish_reason is None:
-            raise UpstreamError("Поток vLLM оборвался до конца ответа. Посмотрите: docker compose logs vllm.")
+            raise UpstreamError(
+                "vLLM не закончил ответ: в нём нет finish_reason. Посмотрите: docker compose logs vllm."
+            )
         return fitted
 
     async def _fit(self) -> Fitted:
@@ -229,12 +232,12 @@ class Turn:
         return request
 
     async def _complete(self, request: dict[str, Any]) -> None:
-        self._reply.add(await self._vllm.complete(request, self._session.vllm_api_key, self._headers))
+        self._reply.add(await self._vllm.complete(request, self._key, self._headers))
 
     async def _stream(self, sink: Sink, request: dict[str, Any]) -> None:
-        async with self._vllm.stream(request, self._session.vllm_api_key, self._headers) as events:
-            self._opened = True
+        async with self._vllm.stream(request, self._key, self._headers) as events:
             await sink.open()
+            self._opened = True
             async for answers in events:
                 for answer in answers:
                     self._reply.add(answer)

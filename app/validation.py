@@ -1,7 +1,11 @@
 """Pydantic's validation errors in Russian, for request bodies and for settings alike."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, get_args
+
+from pydantic import AfterValidator
+from pydantic_core import PydanticCustomError
+from pydantic_core.core_schema import ErrorType
 
 # By pydantic's error type; the placeholders are its `ctx`. https://docs.pydantic.dev/latest/errors/validation_errors/
 _REASONS: Mapping[str, str] = {
@@ -29,12 +33,30 @@ _REASONS: Mapping[str, str] = {
 }
 
 
+_PYDANTICS_OWN = frozenset(get_args(ErrorType))
+
+
 def reason(error: Mapping[str, Any]) -> str:
     """Say in Russian what is wrong.
 
     Args:
-        error: one item of pydantic's `errors()`. A type that the table lacks is one of our own validators, whose
-            message (`PydanticCustomError`) is Russian already.
+        error: one item of pydantic's `errors()`. The messages of our own validators (`PydanticCustomError`) are Russian
+            already.
     """
-    template = _REASONS.get(error["type"])
-    return template.format(**error.get("ctx", {})) if template else str(error["msg"])
+    if error["type"] not in _PYDANTICS_OWN:
+        return str(error["msg"])
+    context = {name: str(value).replace(" or ", " или ") for name, value in error.get("ctx", {}).items()}
+    return _REASONS.get(error["type"], "такое значение не подходит").format(**context)
+
+
+def _check_unicode(text: str) -> str:
+    """Pydantic checks this itself only where a string has a constraint."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise PydanticCustomError("not_unicode", _REASONS["string_unicode"]) from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_check_unicode)]
+"""A string that can be sent: no lone surrogates."""

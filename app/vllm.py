@@ -10,6 +10,7 @@ from typing import Any, Self
 import anyio
 import httpx2
 import msgspec
+from pydantic import SecretStr
 
 from app import sse
 from app.config import Settings
@@ -24,11 +25,16 @@ from app.errors import (
 )
 
 MAX_EVENT_BYTES = 1024 * 1024
+MAX_ANSWER_BYTES = 64 * 1024 * 1024
 
 # Shorter than the 5 s after which vLLM's uvicorn closes an idle connection, so that none is used as it closes.
 _KEEP_ALIVE_SECONDS = 3.0
 _PROBE_SECONDS = 1.0
 _KEY = re.compile(r"[!-~]+")
+_DONE = b"[DONE]"
+_END_SECONDS = 0.05
+# What a body that is not what it should be makes of a decoder.
+_GARBAGE = (msgspec.DecodeError, ValueError, RecursionError)
 
 # The first row that matches is the one; everything httpx2 raises about a request in flight is a RequestError.
 _TRANSPORT_ERRORS: tuple[tuple[type[httpx2.RequestError], type[GatewayError], str | None], ...] = (
@@ -152,12 +158,10 @@ class VLLMClient:
             UpstreamUnavailable, UpstreamTimeout, UpstreamError: it does not.
         """
         try:
-            with anyio.fail_after(_PROBE_SECONDS), _translated():
-                response = await self._http.get(f"{self._root_url}/health")
+            with anyio.fail_after(_PROBE_SECONDS):
+                await self._get(f"{self._root_url}/health")
         except TimeoutError:
             raise UpstreamTimeout(f"vLLM не ответил за {_PROBE_SECONDS:g} с: он загружает модель или завис.") from None
-        if response.status_code != 200:
-            raise _refusal(response)
 
     async def ailment(self) -> str | None:
         """Why the server does not answer, in Russian; None where it does."""
@@ -167,22 +171,19 @@ class VLLMClient:
             return exc.detail
         return None
 
-    async def max_model_len(self, key: str) -> int:
+    async def max_model_len(self, key: SecretStr) -> int:
         """Prove the key; returns the served model's length in tokens.
 
         Raises:
             InvalidKey: vLLM refuses the key, or it cannot be put into a header.
             Upstream: vLLM is unreachable, fails, or does not serve VLLM_MODEL_NAME.
         """
-        if not _KEY.fullmatch(key):
+        if not _KEY.fullmatch(key.get_secret_value()):
             raise InvalidKey
-        with _translated():
-            response = await self._http.get(f"{self._base_url}/models", headers=_authorization(key))
-        if response.status_code != 200:
-            raise _refusal(response)
+        body = await self._get(f"{self._base_url}/models", _authorization(key))
         try:
-            served = {model.id: model.max_model_len for model in _decode_models(response.content).data}
-        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+            served = {model.id: model.max_model_len for model in _decode_models(body).data}
+        except _GARBAGE as exc:
             raise UpstreamError(f"{self._base_url}/models отвечает не так, как vLLM: проверьте VLLM_BASE_URL.") from exc
         length = served.get(self.model)
         if length is None:
@@ -194,19 +195,21 @@ class VLLMClient:
 
     async def accepts_any_key(self) -> bool:
         """Whether the server was started without a key."""
-        with _translated():
-            return (await self._http.get(f"{self._base_url}/models")).status_code == 200
+        try:
+            await self._get(f"{self._base_url}/models")
+        except InvalidKey:
+            return False
+        return True
 
     async def request_fields(self) -> frozenset[str]:
         """Names that its chat request knows, from its own /openapi.json; empty where that cannot be read."""
         try:
-            with _translated():
-                response = await self._http.get(f"{self._root_url}/openapi.json")
-            return frozenset(response.json()["components"]["schemas"]["ChatCompletionRequest"]["properties"])
-        except (GatewayError, ValueError, LookupError, TypeError):
+            schema = json.loads(await self._get(f"{self._root_url}/openapi.json"))
+            return frozenset(schema["components"]["schemas"]["ChatCompletionRequest"]["properties"])
+        except (GatewayError, LookupError, TypeError, *_GARBAGE):
             return frozenset()
 
-    async def complete(self, request: Mapping[str, Any], key: str, headers: Mapping[str, str]) -> Answer:
+    async def complete(self, request: Mapping[str, Any], key: SecretStr, headers: Mapping[str, str]) -> Answer:
         """Ask for a whole answer as JSON.
 
         Args:
@@ -215,93 +218,132 @@ class VLLMClient:
             headers: further ones.
         """
         with _translated():
-            response = await self._http.post(
-                f"{self._base_url}/chat/completions",
-                content=_body(request),
-                headers={**_authorization(key), **headers, "Content-Type": "application/json"},
-                timeout=self._json_timeout,
-            )
-        if response.status_code != 200:
-            raise _refusal(response)
-        answer = _decode(response.content)
+            async with self._post(request, key, headers, self._json_timeout) as response:
+                answer = _decode(await _read(response))
         if not answer.choices or answer.choices[0].message is None:
             raise UpstreamError("В ответе vLLM нет сообщения модели.")
         return answer
 
     @asynccontextmanager
     async def stream(
-        self, request: Mapping[str, Any], key: str, headers: Mapping[str, str]
+        self, request: Mapping[str, Any], key: SecretStr, headers: Mapping[str, str]
     ) -> AsyncIterator[AsyncIterator[list[Answer]]]:
         """Ask for a stream; entered once vLLM's headers are here, closed at once on leaving.
 
         Yields the events that came with each read, together. The iteration ends with the stream.
         """
-        body = _body({**request, "stream": True, "stream_options": {"include_usage": True}})
+        streamed = {**request, "stream": True, "stream_options": {"include_usage": True}}
         with _translated():
-            async with self._http.stream(
-                "POST",
-                f"{self._base_url}/chat/completions",
-                content=body,
-                headers={**_authorization(key), **headers, "Content-Type": "application/json"},
-            ) as response:
-                if response.status_code != 200:
-                    await response.aread()
-                    raise _refusal(response)
-                async with aclosing(_events(response)) as events:
-                    yield events
+            async with self._post(streamed, key, headers) as response, aclosing(_events(response)) as events:
+                yield events
+
+    async def _get(self, url: str, headers: Mapping[str, str] | None = None) -> bytes:
+        """The body of a 200."""
+        with _translated():
+            async with self._http.stream("GET", url, headers=headers) as response:
+                return await _read_ok(response)
+
+    @asynccontextmanager
+    async def _post(
+        self,
+        request: Mapping[str, Any],
+        key: SecretStr,
+        headers: Mapping[str, str],
+        limits: httpx2.Timeout | None = None,
+    ) -> AsyncIterator[httpx2.Response]:
+        """Send a chat request; the response is a 200 whose body is still to be read."""
+        async with self._http.stream(
+            "POST",
+            f"{self._base_url}/chat/completions",
+            content=json.dumps(request, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode(),
+            headers={**_authorization(key), **headers, "Content-Type": "application/json"},
+            timeout=limits or self._http.timeout,
+        ) as response:
+            if response.status_code != 200:
+                await _read_ok(response)
+            yield response
+
+
+async def _read(response: httpx2.Response) -> bytes:
+    body = bytearray()
+    async with aclosing(response.aiter_raw()) as reads:
+        async for received in reads:
+            body += received
+            if len(body) > MAX_ANSWER_BYTES:
+                raise UpstreamError(f"Ответ vLLM больше {MAX_ANSWER_BYTES} байт.")
+    return bytes(body)
+
+
+async def _read_ok(response: httpx2.Response) -> bytes:
+    body = await _read(response)
+    if response.status_code != 200:
+        raise _refusal(response, body)
+    return body
 
 
 async def _events(response: httpx2.Response) -> AsyncGenerator[list[Answer]]:
     decoder = sse.Decoder(MAX_EVENT_BYTES)
+    done = False
     async with aclosing(response.aiter_raw()) as reads:
         async for received in reads:
+            answers: list[Answer] = []
+            failure: UpstreamError | None = None
             try:
-                events = decoder.feed(received)
+                for event in decoder.feed(received):
+                    done = event == _DONE
+                    if done:
+                        break
+                    answers.append(_decode(event))
             except sse.EventTooLarge:
-                raise UpstreamError(f"Событие в потоке vLLM больше {MAX_EVENT_BYTES} байт.") from None
-            answers = [_decode(event) for event in events if event != b"[DONE]"]
+                failure = UpstreamError(f"Событие в потоке vLLM больше {MAX_EVENT_BYTES} байт.")
+            except UpstreamError as exc:
+                failure = exc
             if answers:
-                yield answers
+                yield answers  # also what came before a failure in the same read
+            if failure is not None:
+                raise failure
+            if done:
+                break
+        with anyio.move_on_after(_END_SECONDS):
+            async for _ in reads:
+                pass  # to its end, so that the connection can be used again
 
 
 def _decode(data: bytes) -> Answer:
     try:
         answer = _decode_answer(data)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except _GARBAGE:
         raise UpstreamError("Ответ vLLM не разбирается: это не тот JSON, который обещает его API.") from None
     if answer.error is not None:
-        raise UpstreamError(f"vLLM прервал ответ: {_own_words(answer.error)}")
+        raise UpstreamError("vLLM прервал ответ из-за своей ошибки. Посмотрите: docker compose logs vllm.")
     return answer
 
 
-def _body(request: Mapping[str, Any]) -> bytes:
-    return json.dumps(request, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+def _authorization(key: SecretStr) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key.get_secret_value()}"}
 
 
-def _authorization(key: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {key}"}
-
-
-def _refusal(response: httpx2.Response) -> GatewayError:
+def _refusal(response: httpx2.Response, body: bytes) -> GatewayError:
     """The error for a status other than 200."""
     status = response.status_code
-    if status in (401, 403):
+    if status in {401, 403}:
         return InvalidKey()
-    try:
-        words = _own_words(response.json().get("error"))
-    except (ValueError, AttributeError):
-        words = f"HTTP {status}"
-    if status in (400, 422):
-        return UpstreamRejected(f"vLLM отклонил запрос: {words}")
+    if status in {400, 422}:
+        return UpstreamRejected(f"vLLM отклонил запрос: {_own_words(body) or f'HTTP {status}'}")
     if status == 429:
         return TooManyRequests(retry_after=_retry_after(response))
-    return UpstreamError(f"vLLM ответил ошибкой {status}: {words}. Посмотрите: docker compose logs vllm.")
+    if status == 404:
+        return UpstreamError(f"vLLM не знает такой модели или адреса. {_own_words(body) or 'Проверьте VLLM_BASE_URL.'}")
+    return UpstreamError(f"vLLM ответил ошибкой {status}. Посмотрите: docker compose logs vllm.")
 
 
-def _own_words(error: object) -> str:
-    """vLLM's message without the values it echoes, which may be the user's text."""
-    message = error.get("message") if isinstance(error, dict) else error
-    return re.sub(r", 'input': .*", "}", str(message))[:1000]
+def _own_words(body: bytes) -> str:
+    """vLLM's message without the values it echoes, which may be the user's text; empty where there is none."""
+    try:
+        message = str(json.loads(body)["error"]["message"])
+    except (LookupError, TypeError, *_GARBAGE):
+        return ""
+    return re.sub(r"(, 'input': |\binput_value=).*", "…", message)[:1000]
 
 
 def _retry_after(response: httpx2.Response) -> int:

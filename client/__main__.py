@@ -4,6 +4,7 @@ import argparse
 import getpass
 import os
 import sys
+from contextlib import suppress
 
 from rich.console import Console
 
@@ -30,7 +31,7 @@ def main() -> int:
     options = {"max_tokens": arguments.max_tokens, "temperature": arguments.temperature}
     options = {name: value for name, value in options.items() if value is not None}
     try:
-        key = os.environ.get("VLLM_API_KEY") or getpass.getpass("Ключ vLLM: ")
+        key = _text(os.environ.get("VLLM_API_KEY") or getpass.getpass("Ключ vLLM: "))
         with GatewayClient(arguments.url) as client:
             Terminal(client, Console(), key, arguments.system, options).run()
     except GatewayError as exc:
@@ -52,10 +53,28 @@ def _parse() -> argparse.Namespace:
     url = os.environ.get("CHAT_GATEWAY_URL", DEFAULT_URL)
     parser.add_argument("-h", "--help", action="help", help="показать эту справку")
     parser.add_argument("--url", default=url, help=f"адрес шлюза (сейчас {url})")
-    parser.add_argument("--system", metavar="ТЕКСТ", help="системный промпт вместо промпта по умолчанию")
-    parser.add_argument("--max-tokens", type=int, metavar="N", help="сколько токенов ответа самое большее (512)")
-    parser.add_argument("--temperature", type=float, metavar="T", help="от 0 до 2; по умолчанию решает модель")
+    parser.add_argument("--system", type=_text, metavar="ТЕКСТ", help="системный промпт вместо промпта по умолчанию")
+    parser.add_argument("--max-tokens", type=_positive, metavar="N", help="сколько токенов ответа самое большее (512)")
+    parser.add_argument("--temperature", type=_temperature, metavar="T", help="от 0 до 2; по умолчанию решает модель")
     return parser.parse_args()
+
+
+def _positive(text: str) -> int:
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise argparse.ArgumentTypeError("нужно целое число не меньше 1")
+
+
+def _temperature(text: str) -> float:
+    with suppress(ValueError):
+        if 0 <= float(text) <= 2:
+            return float(text)
+    raise argparse.ArgumentTypeError("нужно число от 0 до 2")
+
+
+def _text(raw: str) -> str:
+    """What the terminal gave, with a sign for every byte that is no text."""
+    return raw.encode(errors="replace").decode()
 
 
 if __name__ == "__main__":

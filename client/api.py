@@ -17,6 +17,8 @@ import httpx2
 CONNECT_TIMEOUT_SECONDS = 5.0
 # The gateway breaks every silence of a stream after 15 s; before its first byte vLLM may queue for minutes.
 READ_TIMEOUT_SECONDS = 1800.0
+# The last event of a stream holds the whole reply.
+MAX_EVENT_BYTES = 64 * 1024 * 1024
 
 
 class Context(TypedDict):
@@ -126,10 +128,13 @@ class GatewayClient:
     """One gateway. Safe to use from several threads."""
 
     def __init__(self, base_url: str) -> None:
-        """`base_url`: where the gateway is, for example http://127.0.0.1:8080."""
+        """`base_url`: where the gateway is, for example http://127.0.0.1:8080. Proxy variables are not heeded."""
         self.base_url = base_url.rstrip("/")
         timeout = httpx2.Timeout(READ_TIMEOUT_SECONDS, connect=CONNECT_TIMEOUT_SECONDS)
-        self._http = httpx2.Client(base_url=self.base_url, timeout=timeout)
+        try:
+            self._http = httpx2.Client(base_url=self.base_url, timeout=timeout, trust_env=False)
+        except httpx2.InvalidURL as exc:
+            raise GatewayUnreachable(f"Неверный адрес шлюза: {base_url}. Пример: http://127.0.0.1:8080") from exc
 
     def __enter__(self) -> Self:
         return self
@@ -144,19 +149,19 @@ class GatewayClient:
         body = {"vllm_api_key": vllm_api_key}
         if system_prompt is not None:
             body["system_prompt"] = system_prompt
-        return str(self._post("/init_session", body)["session_id"])
+        return str(self._post("/init_session", "session_id", body)["session_id"])
 
     def replace_key(self, session_id: str, vllm_api_key: str) -> None:
         """Give a live session another key."""
-        self._post("/init_session", {"vllm_api_key": vllm_api_key, "session_id": session_id})
+        self._post("/init_session", "session_id", {"vllm_api_key": vllm_api_key, "session_id": session_id})
 
     def set_system_prompt(self, session_id: str, system_prompt: str) -> None:
         """Replace the system prompt; the history stays."""
-        self._post("/set_system_prompt", {"session_id": session_id, "system_prompt": system_prompt})
+        self._post("/set_system_prompt", "status", {"session_id": session_id, "system_prompt": system_prompt})
 
     def chat(self, session_id: str, message: str, **options: Any) -> Answer:
         """Send a message and wait for the whole answer. `options`: max_tokens, temperature, extra."""
-        return cast(Answer, self._post("/chat", {"session_id": session_id, "message": message, **options}))
+        return cast(Answer, self._post("/chat", "context", {"session_id": session_id, "message": message, **options}))
 
     def stream(self, session_id: str, message: str, **options: Any) -> Generator[Event]:
         """Send a message and yield the answer as it comes; the last event is `Done`.
@@ -165,12 +170,12 @@ class GatewayClient:
         """
         body = {"session_id": session_id, "message": message, "stream": True, **options}
         try:
-            with self._http.sse("/chat", method="POST", json=body) as source:
+            with self._http.sse("/chat", method="POST", json=body, max_event_size=MAX_EVENT_BYTES) as source:
                 if source.response.status_code != 200:
                     source.response.read()
-                _check(source.response)
+                    _checked(source.response, "reply")
                 for sent in source:
-                    event = _event(sent.event, sent.json())
+                    event = _event(sent)
                     yield event
                     if isinstance(event, Done):
                         return
@@ -180,39 +185,38 @@ class GatewayClient:
 
     def history(self, session_id: str) -> History:
         """The committed state."""
-        return cast(History, self._post("/history", {"session_id": session_id}))
+        return cast(History, self._post("/history", "messages", {"session_id": session_id}))
 
     def cancel(self, session_id: str) -> bool:
         """Stop the turn in flight; returns when the session is free. False: there was none."""
-        return bool(self._post("/cancel", {"session_id": session_id})["status"] == "cancelled")
+        return bool(self._post("/cancel", "status", {"session_id": session_id})["status"] == "cancelled")
 
     def undo(self, session_id: str) -> tuple[str, str]:
         """Remove the last pair; returns what the user and the model said."""
-        pair = self._post("/undo", {"session_id": session_id})
+        pair = self._post("/undo", "assistant", {"session_id": session_id})
         return str(pair["user"]), str(pair["assistant"])
 
     def reset(self, session_id: str) -> None:
         """Empty the history."""
-        self._post("/reset", {"session_id": session_id})
+        self._post("/reset", "status", {"session_id": session_id})
 
     def stop_session(self, session_id: str) -> None:
         """End the session."""
-        self._post("/stop_session", {"session_id": session_id})
+        self._post("/stop_session", "status", {"session_id": session_id})
 
     def health(self) -> Health:
         """The state of the gateway and of its vLLM."""
-        return cast(Health, self._call("GET", "/health"))
+        return cast(Health, self._call("GET", "/health", "warnings"))
 
-    def _post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        return self._call("POST", path, json=body)
+    def _post(self, path: str, expected: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        return self._call("POST", path, expected, json=body)
 
-    def _call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
+    def _call(self, method: str, path: str, expected: str, **arguments: Any) -> dict[str, Any]:
         try:
             response = self._http.request(method, path, **arguments)
         except httpx2.RequestError as exc:
             raise self._unreachable() from exc
-        _check(response)
-        return cast(dict[str, Any], response.json())
+        return _checked(response, expected)
 
     def _unreachable(self) -> GatewayUnreachable:
         return GatewayUnreachable(
@@ -220,24 +224,31 @@ class GatewayClient:
         )
 
 
-def _event(name: str, data: Any) -> Event:
-    match name:
-        case "delta":
-            return Delta(data["text"])
-        case "reasoning":
-            return Reasoning(data["text"])
-        case "done":
-            return Done(data)
-        case "error":
-            raise GatewayProblem(data)
-    raise GatewayUnreachable(f"Шлюз прислал неизвестное событие {name!r}: это не Simple Chat Gateway?")
+def _event(sent: httpx2.ServerSentEvent) -> Event:
+    try:
+        data: Any = sent.json()
+        match sent.event:
+            case "delta":
+                return Delta(data["text"])
+            case "reasoning":
+                return Reasoning(data["text"])
+            case "done":
+                return Done(data)
+            case "error":
+                raise GatewayProblem(data)
+    except (LookupError, TypeError, ValueError):
+        pass
+    raise GatewayUnreachable(f"Событие {sent.event!r} непонятно: по этому адресу не Simple Chat Gateway?")
 
 
-def _check(response: httpx2.Response) -> None:
-    """Raise what an answer says went wrong; every answer of a gateway bears a request id."""
-    if "X-Request-Id" not in response.headers:
-        raise GatewayUnreachable(
-            f"По адресу {response.url} отвечает не Simple Chat Gateway: HTTP {response.status_code}."
-        )
-    if response.status_code != 200:
-        raise GatewayProblem(response.json())
+def _checked(response: httpx2.Response, expected: str) -> dict[str, Any]:
+    """The body of a 200, which has the `expected` member; raises what any other answer says, and refuses to guess at one that is no gateway's."""
+    try:
+        body = response.json()
+        if response.status_code != 200:
+            raise GatewayProblem(body)
+        if isinstance(body, dict) and expected in body:
+            return body
+    except (LookupError, TypeError, ValueError):
+        pass
+    raise GatewayUnreachable(f"По адресу {response.url} отвечает не Simple Chat Gateway: HTTP {response.status_code}.")

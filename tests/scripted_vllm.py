@@ -86,6 +86,12 @@ def refusal(status: int, message: str, **headers: str) -> Script:
     return Script([json.dumps(error).encode()], status=status, headers=headers)
 
 
+def openapi(known_fields: Iterable[str]) -> bytes:
+    """As much of /openapi.json as matters."""
+    properties: dict[str, Any] = {name: {} for name in known_fields}
+    return json.dumps({"components": {"schemas": {"ChatCompletionRequest": {"properties": properties}}}}).encode()
+
+
 class ScriptedVLLM:
     """The server. Without a script a chat is answered with «Ответ N.» in the form that was asked for.
 
@@ -97,6 +103,7 @@ class ScriptedVLLM:
         max_model_len: what /v1/models says.
         healthy: whether /health answers 200.
         health_delay: seconds that it takes to.
+        openapi: the body of /openapi.json.
         models_script: replaces the answer of /v1/models.
     """
 
@@ -108,7 +115,7 @@ class ScriptedVLLM:
         self.max_model_len = 8192
         self.healthy = True
         self.health_delay = 0.0
-        self.known_fields = KNOWN_FIELDS.split()
+        self.openapi = openapi(KNOWN_FIELDS.split())
         self.models_script: Script | None = None
         self.app = Starlette(
             routes=[
@@ -135,8 +142,7 @@ class ScriptedVLLM:
         return Response(status_code=200 if self.healthy else 503)
 
     async def _openapi(self, _: Request) -> Response:
-        properties: dict[str, Any] = {name: {} for name in self.known_fields}
-        return JSONResponse({"components": {"schemas": {"ChatCompletionRequest": {"properties": properties}}}})
+        return Response(self.openapi, media_type="application/json")
 
     async def _models(self, request: Request) -> Response:
         if not self.admits(request):

@@ -1,5 +1,7 @@
 """Stopping a turn: by /cancel, by /stop_session, by going away; in both answer forms; at every stage."""
 
+import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -106,6 +108,7 @@ def test_stop_session_stops_the_turn_too(session: SessionOf, vllm: ScriptedVLLM,
     if stream:
         assert response.status_code == 200
         assert '"finish_reason":"cancelled"' in response.text.split("event: done")[1]
+        assert '"expires_in":0' in response.text
     else:
         problem(response, 409, "cancelled")
     session.refused(404, "session_not_found", "/history")
@@ -201,6 +204,49 @@ def test_a_cancel_after_the_end_changes_nothing(session: SessionOf, vllm: Script
     assert session.events("вопрос")[-1][1]["finish_reason"] == "stop"
     assert session.ok("/cancel")["status"] == "idle"
     assert session.contents() == ["вопрос", "да"]
+
+
+def test_a_cancel_between_the_end_of_the_reply_and_the_end_of_the_stream(
+    session: SessionOf, vllm: ScriptedVLLM
+) -> None:
+    """The reply is whole: only the usage is missing."""
+    vllm.scripts.append(streamed([delta(content="да"), delta("stop"), 60.0]))
+    with session.stream("вопрос") as source:
+        events = iter(source)
+        next(events)
+        time.sleep(0.2)
+        assert session.ok("/cancel")["status"] == "idle"
+        done: Any = next(events).json()
+    assert (done["reply"], done["finish_reason"], done["input_tokens"]) == ("да", "stop", None)
+    assert session.contents() == ["вопрос", "да"]
+
+
+def test_a_cancel_while_the_headers_wait_for_a_reader(start_gateway: StartGateway, vllm: ScriptedVLLM) -> None:
+    """The client sends a streamed /chat behind a large answer that it does not read, and then /cancel comes."""
+    with start_gateway(max_request_bytes=1 << 25, max_session_bytes=1 << 26, max_context_tokens=10**9) as gateway:
+        session = gateway.open(system_prompt="x" * (1 << 24))
+        vllm.max_model_len = 10**9
+        session.ok("/init_session", vllm_api_key="test-key")
+        vllm.scripts.append(hanging_stream("нача"))
+        address = httpx2.URL(gateway.url)
+        with socket.create_connection((address.host, address.port or 0), 10) as connection:
+            for path, body in (
+                ("/history", {"session_id": session.id}),
+                ("/chat", {"session_id": session.id, "message": "а", "stream": True}),
+            ):
+                raw = json.dumps(body).encode()
+                head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                connection.sendall(head.encode() + b"Content-Length: %d\r\n\r\n" % len(raw) + raw)
+            wait_until(lambda: vllm.running == 1, 30)
+            time.sleep(0.2)
+            session.ok("/cancel")
+            wait_until_idle(vllm, 2)
+            connection.settimeout(10)
+            received = b""
+            while not received.endswith((b"}\n\n\r\n0\r\n\r\n", b'"cancelled"}')):
+                received += connection.recv(1 << 20)
+        assert b"text/plain" not in received
+        assert received.count(b"HTTP/1.1 ") == 2
 
 
 def test_silence_is_broken_by_a_comment(session: SessionOf, vllm: ScriptedVLLM) -> None:

@@ -146,6 +146,21 @@ def test_a_stream_that_ends_after_its_finish_reason_is_whole(session: SessionOf,
     assert session.contents() == ["а", "да"]
 
 
+def test_done_ends_the_stream_even_if_vllm_does_not_close_it(session: SessionOf, vllm: ScriptedVLLM) -> None:
+    vllm.scripts.append(streamed([*stream_of("да").acts, 60.0]))
+    started = time.monotonic()
+    assert session.events("а")[-1][1]["reply"] == "да"
+    assert time.monotonic() - started < 5
+    assert session.contents() == ["а", "да"]
+
+
+def test_nothing_counts_after_done(session: SessionOf, vllm: ScriptedVLLM) -> None:
+    vllm.scripts.append(
+        streamed([b"".join([*(a for a in stream_of("да").acts if isinstance(a, bytes)), delta(content="!")])])
+    )
+    assert session.events("а")[-1][1]["reply"] == "да"
+
+
 def test_unknown_members_of_vllms_answers_do_no_harm(session: SessionOf, vllm: ScriptedVLLM) -> None:
     vllm.scripts.append(streamed([event({"choices": [], "new": {"a": [1]}}), *stream_of("да").acts]))
     assert session.events("а")[-1][1]["reply"] == "да"
@@ -254,8 +269,21 @@ def test_the_oldest_pairs_are_forgotten_when_a_session_holds_too_much(start_gate
             context = session.ok("/chat", message=f"{number}" * 500)["context"]
             assert len(session.contents()) == 2 * (number + 1 - context["forgotten_pairs"])
         assert context["forgotten_pairs"] == 3
+        session.ok("/set_system_prompt", system_prompt="x" * 900)
+        assert len(session.contents()) == 2, "a longer prompt costs pairs"
         session.ok("/reset")
         assert session.ok("/chat", message="а")["context"]["forgotten_pairs"] == 0
+
+
+def test_a_pair_too_large_for_a_session_is_answered_and_forgotten(
+    start_gateway: StartGateway, vllm: ScriptedVLLM
+) -> None:
+    with start_gateway(max_request_bytes=1500, max_session_bytes=1500) as gateway:
+        session = gateway.open(system_prompt="")
+        vllm.scripts.append(whole("x" * 2000))
+        answer = session.ok("/chat", message="а")
+        assert (len(answer["reply"]), answer["context"]["forgotten_pairs"]) == (2000, 1)
+        assert session.contents() == []
 
 
 def test_sessions_expire_and_every_accepted_request_renews_them(start_gateway: StartGateway) -> None:

@@ -61,7 +61,7 @@ def test_an_error_within_a_stream_comes_after_what_was_said(client: GatewayClien
     vllm.scripts.append(streamed([delta(content="нача"), event({"error": {"message": "engine died"}})]))
     stream = client.stream(session_id, "вопрос")
     assert next(stream) == Delta("нача")
-    with pytest.raises(GatewayProblem, match="engine died") as caught:
+    with pytest.raises(GatewayProblem, match="docker compose logs vllm") as caught:
         next(stream)
     assert (caught.value.status, caught.value.code) == (502, "upstream_error")
 
@@ -101,6 +101,8 @@ def test_no_gateway_there() -> None:
     "answer",
     [
         PlainTextResponse("<html>", 502),
+        PlainTextResponse("<html>", 502, {"X-Request-Id": "a proxy's"}),
+        JSONResponse({}, 200, {"X-Request-Id": "a proxy's"}),
         PlainTextResponse("<html>", 200),
         JSONResponse([], 500),
         JSONResponse({"detail": "Not Found"}, 404),
@@ -125,6 +127,37 @@ def test_a_connection_that_breaks_within_a_stream() -> None:
         assert next(stream) == Delta("a")
         with pytest.raises(GatewayUnreachable):
             next(stream)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"data: {}\n\n", b"event: delta\ndata: []\n\n", b"event: delta\ndata: {\n\n", b"event: error\ndata: {}\n\n"],
+)
+def test_events_that_are_not_a_gateways(sent: bytes) -> None:
+    app = Response(sent, media_type="text/event-stream")
+    with serve(app) as url, GatewayClient(url) as client, pytest.raises(GatewayUnreachable, match="непонятно"):
+        list(client.stream("x", "y"))
+
+
+def test_an_address_that_is_none() -> None:
+    for url in ("http://h:abc", "nonsense"):
+        with pytest.raises(GatewayUnreachable), GatewayClient(url) as client:
+            client.health()
+
+
+def test_proxy_variables_are_not_heeded(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1")
+    monkeypatch.setenv("HTTP_PROXY", "foo://127.0.0.1:1")
+    with GatewayClient(gateway.url) as client:
+        assert client.health()["status"] == "ok"
+
+
+def test_a_reply_longer_than_a_megabyte(client: GatewayClient, vllm: ScriptedVLLM) -> None:
+    session_id = client.init_session(KEY)
+    vllm.scripts.append(stream_of(*["я" * 100_000] * 10))
+    *_, done = client.stream(session_id, "вопрос")
+    assert isinstance(done, Done)
+    assert len(done.answer["reply"]) == 1_000_000
 
 
 def test_a_json_turn_that_is_cancelled(client: GatewayClient, vllm: ScriptedVLLM) -> None:

@@ -1,5 +1,6 @@
 """Settings: defaults, refusals that say what to do, and one truth in code, .env.example and README."""
 
+import json
 import os
 import re
 import subprocess
@@ -41,7 +42,7 @@ def test_settings_come_from_the_environment_and_stay(monkeypatch: pytest.MonkeyP
         "TOKENIZER_PATH": "/tok",
         "SESSION_TTL_SECONDS": "5",
         "DEFAULT_SYSTEM_PROMPT": "",
-        "CORS_ALLOW_ORIGINS": "https://a.example , https://b.example",
+        "CORS_ALLOW_ORIGINS": "https://a.example/ , https://b.example:8443",
         "LOG_LEVEL": "debug",
     }
     for name, value in values.items():
@@ -52,7 +53,7 @@ def test_settings_come_from_the_environment_and_stay(monkeypatch: pytest.MonkeyP
     assert settings.tokenizer_folder == "/tok"
     assert settings.session_ttl_seconds == 5
     assert settings.default_system_prompt == "", "an empty prompt is a choice"
-    assert settings.cors_allow_origins == ("https://a.example", "https://b.example")
+    assert settings.cors_allow_origins == ("https://a.example", "https://b.example:8443")
     assert settings.log_level == "DEBUG"
     with pytest.raises(ValueError, match="frozen"):
         settings.log_level = "INFO"  # type: ignore[misc]
@@ -72,8 +73,13 @@ def test_settings_come_from_the_environment_and_stay(monkeypatch: pytest.MonkeyP
         ("VLLM_BASE_URL", "http://vllm:8000", "http://vllm:8000/v1"),
         ("VLLM_BASE_URL", "http://[x/v1", "http://vllm:8000/v1"),
         ("VLLM_BASE_URL", "http://vllm:port/v1", "http://vllm:8000/v1"),
+        ("VLLM_BASE_URL", "http://vllm:8000#/v1", "http://vllm:8000/v1"),
+        ("VLLM_BASE_URL", "http://vl lm:8000/v1", "http://vllm:8000/v1"),
+        ("CORS_ALLOW_ORIGINS", "a.example", "https://site.example"),
+        ("CORS_ALLOW_ORIGINS", "https://a.example/path", "https://site.example"),
+        ("SESSION_TTL_SECONDS", "1" + "0" * 400, "не больше"),
         ("VLLM_MODEL_NAME", "", "пустая строка"),
-        ("LOG_LEVEL", "LOUD", "DEBUG"),
+        ("LOG_LEVEL", "LOUD", "'WARNING' или 'ERROR'"),
         ("WEB_CONCURRENCY", "4", "один"),
         ("MAX_SESSION_BYTES", "1000", "MAX_REQUEST_BYTES=1048576"),
     ],
@@ -89,6 +95,12 @@ def test_an_impossible_value_is_named_with_what_is_allowed(
     assert value in message
     assert says in message
     assert "\n" not in message
+
+
+def test_a_prompt_that_is_no_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEFAULT_SYSTEM_PROMPT", b"\xff".decode(errors="surrogateescape"))
+    with pytest.raises(ConfigError, match=r"DEFAULT_SYSTEM_PROMPT=.*суррогаты"):
+        load_settings()
 
 
 def test_all_that_is_wrong_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,13 +132,27 @@ def test_a_wrong_setting_stops_the_start_with_one_line_and_code_2() -> None:
 def broken_folder(folder: Path, kind: str) -> str:
     if kind == "absent":
         return str(folder / "absent")
+    if kind == "unnameable":
+        return "/" + "x" * 5000
     if kind == "damaged":
         (folder / "tokenizer.json").write_text("{")
+    if kind == "with code of its own":
+        (folder / "tokenizer.json").write_text("{}")
+        (folder / "own.py").write_text("print('RAN')\nclass Own: pass\n")
+        config = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return str(folder)
 
 
 @pytest.mark.parametrize(
-    ("kind", "says"), [("absent", "Нет папки"), ("empty", "нет файлов токенизатора"), ("damaged", "не загружается")]
+    ("kind", "says"),
+    [
+        ("absent", "не читается"),
+        ("unnameable", "не читается"),
+        ("empty", "нет файлов токенизатора"),
+        ("damaged", "не загружается"),
+        ("with code of its own", "не загружается"),
+    ],
 )
 def test_a_folder_without_a_tokenizer_stops_the_start_with_one_line_and_code_2(
     tmp_path: Path, kind: str, says: str
@@ -137,6 +163,7 @@ def test_a_folder_without_a_tokenizer_stops_the_start_with_one_line_and_code_2(
     assert result.returncode == 2
     assert says in line
     assert folder in line
+    assert result.stdout == ""
 
 
 def test_a_model_without_a_chat_template_is_refused(tmp_path: Path, model_folder: Path) -> None:
@@ -144,6 +171,23 @@ def test_a_model_without_a_chat_template_is_refused(tmp_path: Path, model_folder
         (tmp_path / name).write_bytes((model_folder / name).read_bytes())
     with pytest.raises(ConfigError, match="нет шаблона чата"):
         ChatTokenizer.load(str(tmp_path))
+
+
+def test_a_chat_template_that_does_not_work_is_refused(tmp_path: Path, model_folder: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        (tmp_path / name).write_bytes((model_folder / name).read_bytes())
+    (tmp_path / "chat_template.jinja").write_text("{% if %}")
+    with pytest.raises(ConfigError, match="не работает"):
+        ChatTokenizer.load(str(tmp_path))
+
+
+def test_a_folder_without_config_json_is_warned_of(
+    tmp_path: Path, model_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (tmp_path / name).write_bytes((model_folder / name).read_bytes())
+    ChatTokenizer.load(str(tmp_path))
+    assert "config.json" in caplog.text
 
 
 def test_several_worker_processes_are_refused(model_folder: Path) -> None:

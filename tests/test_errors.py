@@ -116,9 +116,10 @@ BAD_CHATS: list[tuple[dict[str, Any], str, str]] = [
     ({"message": "а", "stream": "yes"}, "stream", "true или false"),
     ({"message": "а", "extra": []}, "extra", "объект"),
     ({"message": "а", "top_p": 1}, "top_p", "такого поля нет"),
-    ({"message": "а", "extra": {"messages": [], "n": 2}}, "extra", "messages, n"),
-    ({"message": "а", "extra": {"max_tokens": 5}}, "extra", "рядом с message"),
+    ({"message": "а", "extra": {"messages": [], "n": 2}}, "extra.messages", "управляет шлюз"),
+    ({"message": "а", "extra": {"max_tokens": 5}}, "extra.max_tokens", "рядом с message"),
     ({"message": "а", "extra": {"top_pp": 1}}, "extra.top_pp", "top_p"),
+    ({"message": "а", "extra": {"я" * 300_000: 1}}, "extra." + "я" * 64, "я"),
 ]
 
 
@@ -176,7 +177,13 @@ def test_lone_surrogates_are_no_text(session: SessionOf, path: str, name: str, s
 
 
 @pytest.mark.parametrize(
-    "headers", [{}, {"Content-Type": "text/plain"}, {"Content-Type": "application/x-www-form-urlencoded"}]
+    "headers",
+    [
+        {},
+        {"Content-Type": "text/plain"},
+        {"Content-Type": "application/x-www-form-urlencoded"},
+        {"Content-Type": "application/vnd.api+json"},
+    ],
 )
 def test_a_body_of_another_type_is_told_which_header_it_lacks(session: SessionOf, headers: dict[str, str]) -> None:
     body = json.dumps({"session_id": session.id}).encode()
@@ -196,11 +203,12 @@ def test_every_owned_field_is_refused(session: SessionOf) -> None:
         "session_id request_id kv_transfer_params ec_transfer_params"
     )
     for name in owned.split():
-        assert name in session.refused(422, "invalid_request", "/chat", message="а", extra={name: 1})["detail"]
+        body = session.refused(422, "invalid_request", "/chat", message="а", extra={name: 1})
+        assert body["field"] == f"extra.{name}"
 
 
 def test_without_vllms_list_of_fields_everything_passes(upstream: Upstream, start_gateway: StartGateway) -> None:
-    upstream.script.known_fields = []
+    upstream.script.openapi = b"{}"
     with start_gateway() as gateway:
         gateway.open().ok("/chat", message="а", extra={"brand_new": 1})
     assert upstream.script.seen[0].body["brand_new"] == 1
@@ -223,9 +231,12 @@ BOTH_FORMS = [
     (lambda: refusal(401, "no"), 401, "invalid_key", "VLLM_API_KEY"),
     (lambda: refusal(403, "no"), 401, "invalid_key", "VLLM_API_KEY"),
     (lambda: refusal(404, "The model `x` does not exist."), 502, "upstream_error", "does not exist"),
-    (lambda: refusal(500, "engine died"), 502, "upstream_error", "engine died"),
+    (lambda: refusal(500, "engine died"), 502, "upstream_error", "ошибкой 500"),
     (lambda: refusal(503, "busy"), 502, "upstream_error", "503"),
     (lambda: refusal(302, "там"), 502, "upstream_error", "302"),
+    (lambda: Script([b'{"detail": "Not Found"}'], status=404), 502, "upstream_error", "VLLM_BASE_URL"),
+    (lambda: Script([b'{"detail": "no"}'], status=400), 400, "upstream_rejected", "HTTP 400"),
+    (lambda: Script([b"[" * 100_000], status=400), 400, "upstream_rejected", "HTTP 400"),
     (lambda: Script([b"<html>"], status=500), 502, "upstream_error", "500"),
     (lambda: Script([b"[]"], status=500), 502, "upstream_error", "500"),
     (lambda: Script([b'{"error":"Unauthorized"}'], status=401), 401, "invalid_key", ""),
@@ -253,7 +264,18 @@ def test_too_many_requests(session: SessionOf, vllm: ScriptedVLLM, header: dict[
     assert response.headers["retry-after"] == str(seconds)
 
 
-def test_vllms_words_come_without_the_values_that_it_echoes(session: SessionOf, vllm: ScriptedVLLM) -> None:
+@pytest.mark.parametrize("status", [400, 404, 500])
+def test_vllms_words_come_without_the_values_that_it_echoes(
+    session: SessionOf, vllm: ScriptedVLLM, status: int
+) -> None:
+    words = "1 validation error: not so [type=dict_type, input_value='тайна', input_type=str]"
+    vllm.scripts.append(refusal(status, words))
+    response = session.gateway.post("/chat", session_id=session.id, message="тайна")
+    assert ("not so" in response.text) == (status < 500)
+    assert "тайна" not in response.text
+
+
+def test_vllms_words_come_without_the_values_that_it_echoes_elsewhere(session: SessionOf, vllm: ScriptedVLLM) -> None:
     words = (
         "1 validation error:\n  {'type': 'dict_type', 'loc': 'body', 'msg': 'not so', 'input': {'messages': 'тайна'}}"
     )
@@ -275,6 +297,9 @@ GARBAGE_JSON = {
     "empty": Script([]),
     "cut at once": Script([None]),
     "an error under 200": Script([b'{"error": {"message": "engine died"}}']),
+    "too deep": Script([b'{"choices": [], "x": ' + b"[" * 100_000]),
+    "too deep an error": Script([b'{"error": ' + b"[" * 100_000]),
+    "too large": Script([b'{"choices": [{"message": {"content": "', *([b"x" * (1 << 20)] * 65)]),
 }
 
 
@@ -296,6 +321,8 @@ GARBAGE_STREAM = {
     "not UTF-8": [b'data: {"choices": [{"delta": {"content": "\xff"}}]}\n\n'],
     "a number for a text": [delta(content=5)],
     "an endless event": [b"data: " + b"x" * 700_000, b"x" * 700_000],
+    "a huge event": [delta(content="x" * 1_100_000)],
+    "too deep": [b'data: {"x": ' + b"[" * 100_000 + b"\n\n"],
 }
 
 
@@ -308,6 +335,12 @@ def test_garbage_for_a_stream_is_an_error_event(session: SessionOf, vllm: Script
     assert [name for name, _ in events[:-1]] == ["delta"] * (len(events) - 1)
     assert session.contents() == []
     session.ok("/chat", message="ещё")
+
+
+def test_what_came_before_a_failure_in_the_same_read_is_passed_on(session: SessionOf, vllm: ScriptedVLLM) -> None:
+    vllm.scripts.append(streamed([delta(content="раз") + delta(content="два") + event({"error": {"message": "x"}})]))
+    assert [name for name, _ in session.events("а")] == ["delta", "delta", "error"]
+    assert session.contents() == []
 
 
 def test_an_unreachable_vllm_is_no_wrong_key(start_gateway: StartGateway) -> None:
@@ -361,7 +394,7 @@ def test_a_stream_that_never_ends_is_ended(start_gateway: StartGateway, vllm: Sc
         (Script([b'{"data": [{"id": "other", "max_model_len": 5}]}']), "other"),
         (Script([b'{"data": [{"id": "/app/model"}]}']), "/app/model"),
         (Script([b"no"], status=500), "500"),
-        (Script([b"no"], status=404), "404"),
+        (Script([b"no"], status=404), "VLLM_BASE_URL"),
     ],
 )
 def test_a_server_that_is_not_the_vllm_we_expect(

@@ -4,6 +4,7 @@ import time
 
 import anyio
 import pytest
+from pydantic import SecretStr
 
 from app import __version__
 from app.background import KEYLESS_WARNING, sweep_sessions
@@ -74,10 +75,22 @@ def test_a_vllm_that_comes_later_is_noticed(start_gateway: StartGateway) -> None
             )
 
 
+def test_garbage_about_the_known_fields_is_asked_for_again(start_gateway: StartGateway, vllm: ScriptedVLLM) -> None:
+    known = vllm.openapi
+    vllm.openapi = b"[" * 100_000
+    with start_gateway() as gateway:
+        session = gateway.open()
+        session.ok("/chat", message="а", extra={"nonsense": 1})
+        vllm.openapi = known
+        wait_until(
+            lambda: gateway.post("/chat", session_id=session.id, message="а", extra={"nonsense": 1}).status_code == 422
+        )
+
+
 @pytest.mark.anyio
 async def test_the_sweeper_runs_by_itself() -> None:
     store = MemoryStore(ttl_seconds=0.05, max_sessions=10)
-    await store.add(Session("key", ""))
+    await store.add(Session(SecretStr("key"), ""))
     async with running(sweep_sessions(store, every_seconds=0.02)):
         await anyio.sleep(0.3)
     assert await store.count() == 0

@@ -23,21 +23,28 @@ def test_any_split_gives_the_same_events(cuts: list[int]) -> None:
 
 def test_an_unfinished_event_is_held_back() -> None:
     decoder = Decoder(1000)
-    assert decoder.feed(b"data: half\n") == []
-    assert decoder.feed(b"\n") == [b"half"]
+    assert list(decoder.feed(b"data: half\n")) == []
+    assert list(decoder.feed(b"\n")) == [b"half"]
 
 
 @pytest.mark.parametrize("piece", [b"x" * 50, b"data: 123456789\n"], ids=["one long line", "many lines"])
 def test_an_event_over_the_bound_is_refused_before_it_ends(piece: bytes) -> None:
     decoder = Decoder(100)
-    decoder.feed(piece)
+    assert list(decoder.feed(piece)) == []
     with pytest.raises(EventTooLarge):
-        [decoder.feed(piece) for _ in range(20)]
+        [list(decoder.feed(piece)) for _ in range(20)]
+
+
+def test_an_event_over_the_bound_is_refused_though_it_ends_in_the_same_read() -> None:
+    events = Decoder(100).feed(b"data: fine\n\ndata: " + b"x" * 200 + b"\n\n")
+    assert next(events) == b"fine", "what came before it is not lost"
+    with pytest.raises(EventTooLarge):
+        next(events)
 
 
 def test_the_bound_is_for_one_event_not_for_the_stream() -> None:
     decoder = Decoder(100)
-    assert sum(len(decoder.feed(b"data: " + b"x" * 60 + b"\n\n")) for _ in range(50)) == 50
+    assert sum(len(list(decoder.feed(b"data: " + b"x" * 60 + b"\n\n"))) for _ in range(50)) == 50
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))

@@ -150,7 +150,7 @@ def test_an_error_is_shown_and_the_talk_goes_on(talk: Talk, vllm: ScriptedVLLM) 
     vllm.scripts.append(refusal(500, "engine died"))
     terminal = talk()
     say(terminal, "вопрос")
-    terminal.expect_exact("Ошибка: vLLM ответил ошибкой 500: engine died.")
+    terminal.expect_exact("Ошибка: vLLM ответил ошибкой 500.")
     say(terminal, "ещё")
     terminal.expect_exact("Ответ 2.")
     leave(terminal)
@@ -231,6 +231,10 @@ def test_help_in_russian() -> None:
 def test_wrong_arguments_are_2() -> None:
     assert run("--max-tokens", "x").returncode == 2
     assert run("--nonsense").returncode == 2
+    for temperature in ("nan", "3", "x"):
+        result = run("--temperature", temperature)
+        assert result.returncode == 2
+        assert "нужно число от 0 до 2" in result.stderr
 
 
 def test_no_gateway_is_1_with_one_line() -> None:
@@ -238,6 +242,15 @@ def test_no_gateway_is_1_with_one_line() -> None:
     assert result.returncode == 1
     [line] = result.stderr.splitlines()
     assert "Нет связи со шлюзом" in line
+
+
+def test_bytes_that_are_no_text_are_1_or_pass(gateway: Gateway) -> None:
+    result = run("--url", gateway.url, "--system", b"\xff".decode(errors="surrogateescape"), stdin="раз\n")
+    assert result.returncode == 0, result.stderr
+    result = run("--url", gateway.url, VLLM_API_KEY=b"\xff".decode(errors="surrogateescape"))
+    assert result.returncode == 1
+    assert "VLLM_API_KEY" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_a_wrong_key_is_1_with_what_to_do(gateway: Gateway) -> None:

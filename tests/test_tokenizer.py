@@ -1,5 +1,8 @@
 """Counting: the same number as the tokenizer's own template gives, for real models too."""
 
+import asyncio
+import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +51,7 @@ def test_real_models(name: str) -> None:
 def test_template_arguments_change_the_count() -> None:
     folder = SHARED_TOKENIZERS / "qwen3"
     ours = ChatTokenizer.load(str(folder))
-    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {}, "strict": None, "x": 1}}]
     dumped = [{"type": "function", "function": {"name": "f", "description": None, "parameters": {}}}]
     counts = {
         ours.counter(extra)(TALK)
@@ -77,11 +80,35 @@ def test_what_the_template_is_given_of_extra() -> None:
     assert template_arguments(own) == {"reasoning_effort": "none", "enable_thinking": True}
 
 
+@pytest.mark.anyio
+async def test_cancelled_counts_do_not_pile_up(model_folder: Path) -> None:
+    tokenizer = ChatTokenizer.load(str(model_folder))
+    gate = threading.Event()
+    begun: list[int] = []
+
+    def work(number: int) -> None:
+        begun.append(number)
+        gate.wait(10)
+
+    tasks = [asyncio.create_task(tokenizer.in_thread(partial(work, number))) for number in range(50)]
+    await asyncio.sleep(0.1)
+    at_once = len(begun)
+    for task in tasks:
+        task.cancel()
+    assert all(
+        isinstance(ended, asyncio.CancelledError) for ended in await asyncio.gather(*tasks, return_exceptions=True)
+    )
+    gate.set()
+    assert await tokenizer.in_thread(lambda: "да") == "да"
+    assert len(begun) == at_once < 50
+    tokenizer.close()
+
+
 @pytest.mark.parametrize(
     "extra",
     [
         {"chat_template_kwargs": []},
-        {"chat_template_kwargs": {"messages": 5, "conversation": 5, "self": 5}},
+        {"chat_template_kwargs": {"messages": 5, "conversation": 5, "conversations": 5, "self": 5}},
         {"tools": "x"},
         {"tools": [5, {"function": 5}, {"function": {}}]},
         {"documents": 7},
