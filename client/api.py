@@ -242,7 +242,12 @@ def _event(sent: httpx2.ServerSentEvent) -> Event:
 
 
 def _checked(response: httpx2.Response, expected: str) -> dict[str, Any]:
-    """The body of a 200, which has the `expected` member; raises what any other answer says, and refuses to guess at one that is no gateway's."""
+    """The body of a 200, if it has the `expected` member.
+
+    Raises:
+        GatewayProblem: the gateway says what went wrong.
+        GatewayUnreachable: this is no gateway's answer.
+    """
     try:
         body = response.json()
         if response.status_code != 200:
