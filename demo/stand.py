@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from demo.environments import ROOT, WORK, prepare_vllm
+from demo.environments import ROOT, VLLM_LIBRARIES, WORK, prepare_vllm
 from demo.progress import Step, run_step, wait_for
 
 SERVED_NAME = "/app/model"
@@ -112,6 +112,7 @@ def start_vllm(model: Path, key: str, max_model_len: int = 8192) -> Server:
         "VLLM_CPU_KVCACHE_SPACE": str(1 if ours else _USER_MODEL_KV_CACHE_GIB),
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
+        "LD_LIBRARY_PATH": os.pathsep.join(filter(None, [str(VLLM_LIBRARIES), os.environ.get("LD_LIBRARY_PATH")])),
     }
     if ours:
         # So small that more threads only fight for the processor with the server itself.
