@@ -16,6 +16,7 @@ from tests.scripted_vllm import Script, ScriptedVLLM, delta, stream_of, streamed
 from tests.servers import wait_until
 
 HANG = 60.0
+PROMPT = 5.0  # for a busy machine; bench/cancel.py measures
 
 
 @contextmanager
@@ -52,7 +53,7 @@ def test_cancel_stops_a_json_answer_and_commits_nothing(session: SessionOf, vllm
     with in_flight(session, vllm) as answer:
         assert session.ok("/cancel") == {"status": "cancelled", "expires_in": 600}
         problem(answer(), 409, "cancelled")
-    wait_until_idle(vllm, 1)
+    wait_until_idle(vllm, PROMPT)
     assert session.contents() == []
     session.ok("/chat", message="ещё")
 
@@ -63,7 +64,7 @@ def test_cancel_ends_a_stream_with_done_and_commits_what_came(session: SessionOf
         events = iter(source)
         assert [next(events).json() for _ in range(2)] == [{"text": "нача"}, {"text": "ло"}]
         assert session.ok("/cancel")["status"] == "cancelled"
-        wait_until_idle(vllm, 1)
+        wait_until_idle(vllm, PROMPT)
         last = next(events)
         assert last.event == "done"
         assert next(events, None) is None, "nothing follows"
@@ -93,24 +94,28 @@ def test_a_stream_cancelled_before_vllm_accepts_it_is_an_ordinary_409(session: S
     with in_flight(session, vllm, stream=True) as answer:
         session.ok("/cancel")
         problem(answer(), 409, "cancelled")
-    wait_until_idle(vllm, 1)
+    wait_until_idle(vllm, PROMPT)
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_stop_session_stops_the_turn_too(session: SessionOf, vllm: ScriptedVLLM, *, stream: bool) -> None:
-    vllm.scripts.append(hanging_stream("нача") if stream else hanging_json())
-    with in_flight(session, vllm, stream=stream) as answer:
-        if stream:
-            time.sleep(0.2)
+def test_stop_session_stops_a_json_answer(session: SessionOf, vllm: ScriptedVLLM) -> None:
+    vllm.scripts.append(hanging_json())
+    with in_flight(session, vllm) as answer:
         assert session.ok("/stop_session") == {"status": "stopped"}
-        response = answer()
-    wait_until_idle(vllm, 1)
-    if stream:
-        assert response.status_code == 200
-        assert '"finish_reason":"cancelled"' in response.text.split("event: done")[1]
-        assert '"expires_in":0' in response.text
-    else:
-        problem(response, 409, "cancelled")
+        problem(answer(), 409, "cancelled")
+    wait_until_idle(vllm, PROMPT)
+    session.refused(404, "session_not_found", "/history")
+
+
+def test_stop_session_ends_a_stream_with_done(session: SessionOf, vllm: ScriptedVLLM) -> None:
+    vllm.scripts.append(hanging_stream("нача"))
+    with session.stream("вопрос") as source:
+        events = iter(source)
+        next(events)
+        assert session.ok("/stop_session") == {"status": "stopped"}
+        wait_until_idle(vllm, PROMPT)
+        last = next(events)
+    done: Any = last.json()
+    assert (last.event, done["reply"], done["finish_reason"], done["expires_in"]) == ("done", "нача", "cancelled", 0)
     session.refused(404, "session_not_found", "/history")
 
 
@@ -133,7 +138,7 @@ def go_away(gateway: Gateway, session: SessionOf, vllm: ScriptedVLLM, *, stream:
 def test_a_client_that_leaves_a_json_answer_stops_it(gateway: Gateway, session: SessionOf, vllm: ScriptedVLLM) -> None:
     vllm.scripts.append(hanging_json())
     go_away(gateway, session, vllm, stream=False)
-    assert wait_until_idle(vllm) < 0.5
+    wait_until_idle(vllm, PROMPT)
     assert session.contents() == []
     session.ok("/chat", message="ещё")
 
@@ -143,7 +148,7 @@ def test_a_client_that_leaves_a_stream_stops_it_and_keeps_what_came(
 ) -> None:
     vllm.scripts.append(hanging_stream("нача", "ло"))
     go_away(gateway, session, vllm, stream=True, read="ло".encode())
-    assert wait_until_idle(vllm) < 0.5
+    wait_until_idle(vllm, PROMPT)
     wait_until(lambda: session.contents() == ["вопрос", "начало"])
     assert session.ok("/history")["messages"][1]["finish_reason"] == "cancelled"
     session.ok("/chat", message="ещё")
@@ -156,7 +161,7 @@ def test_a_client_that_leaves_before_the_stream_starts_stops_it(
     script.delay = HANG
     vllm.scripts.append(script)
     go_away(gateway, session, vllm, stream=True)
-    assert wait_until_idle(vllm) < 0.5
+    wait_until_idle(vllm, PROMPT)
     assert session.contents() == []
 
 
@@ -168,8 +173,8 @@ def test_a_client_that_stops_reading_can_be_cancelled(session: SessionOf, vllm: 
         time.sleep(1.0)
         started = time.monotonic()
         assert session.ok("/cancel")["status"] == "cancelled"
-        assert time.monotonic() - started < 1
-        wait_until_idle(vllm, 1)
+        assert time.monotonic() - started < PROMPT
+        wait_until_idle(vllm, PROMPT)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -210,11 +215,10 @@ def test_a_cancel_between_the_end_of_the_reply_and_the_end_of_the_stream(
     session: SessionOf, vllm: ScriptedVLLM
 ) -> None:
     """The reply is whole: only the usage is missing."""
-    vllm.scripts.append(streamed([delta(content="да"), delta("stop"), 60.0]))
+    vllm.scripts.append(streamed([delta(content="да") + delta("stop"), HANG]))
     with session.stream("вопрос") as source:
         events = iter(source)
         next(events)
-        time.sleep(0.2)
         assert session.ok("/cancel")["status"] == "idle"
         done: Any = next(events).json()
     assert (done["reply"], done["finish_reason"], done["input_tokens"]) == ("да", "stop", None)
@@ -240,7 +244,7 @@ def test_a_cancel_while_the_headers_wait_for_a_reader(start_gateway: StartGatewa
             wait_until(lambda: vllm.running == 1, 30)
             time.sleep(0.2)
             session.ok("/cancel")
-            wait_until_idle(vllm, 2)
+            wait_until_idle(vllm, PROMPT)
             connection.settimeout(10)
             received = b""
             while not received.endswith((b"}\n\n\r\n0\r\n\r\n", b'"cancelled"}')):
@@ -267,4 +271,4 @@ def test_a_server_that_is_told_to_stop_does_not_leave_vllm_working(
         session = gateway.open()
         with session.stream("вопрос") as source:
             next(iter(source))
-    wait_until_idle(upstream.script, 3)
+    wait_until_idle(upstream.script, PROMPT)

@@ -73,10 +73,9 @@ def test_a_stream_is_asked_as_a_stream_and_passed_on_piece_by_piece(session: Ses
 
 def test_the_first_piece_does_not_wait_for_the_last(session: SessionOf, vllm: ScriptedVLLM) -> None:
     vllm.scripts.append(stream_of("раз", "два", gap=0.6))
-    started = time.monotonic()
     with session.stream("считай") as source:
-        times = [time.monotonic() - started for event in source if event.event == "delta"]
-    assert times[0] < 1.0 < times[1]
+        first, second = [time.monotonic() for event in source if event.event == "delta"]
+    assert second - first > 0.3
 
 
 def test_both_forms_give_the_same_answer(session: SessionOf, vllm: ScriptedVLLM) -> None:
@@ -287,20 +286,20 @@ def test_a_pair_too_large_for_a_session_is_answered_and_forgotten(
 
 
 def test_sessions_expire_and_every_accepted_request_renews_them(start_gateway: StartGateway) -> None:
-    with start_gateway(session_ttl_seconds=1) as gateway:
+    with start_gateway(session_ttl_seconds=2) as gateway:
         kept, left = gateway.open(), gateway.open()
-        for path in ("/history", "/cancel", "/reset", "/history"):
-            time.sleep(0.4)
-            assert kept.ok(path)["expires_in"] == 1
+        for path in ("/history", "/cancel", "/reset"):
+            time.sleep(0.8)
+            assert kept.ok(path)["expires_in"] == 2
         left.refused(404, "session_not_found", "/chat", message="а")
 
 
 def test_a_turn_longer_than_the_ttl_keeps_its_session(start_gateway: StartGateway, vllm: ScriptedVLLM) -> None:
-    with start_gateway(session_ttl_seconds=1) as gateway:
+    with start_gateway(session_ttl_seconds=2) as gateway:
         session = gateway.open()
-        vllm.scripts.append(stream_of("раз", "два", gap=0.8))
+        vllm.scripts.append(stream_of("раз", "два", gap=1.3))
         assert session.events("а")[-1][0] == "done"
-        time.sleep(0.6)
+        time.sleep(1)
         assert len(session.contents()) == 2, "renewed at the turn's end too"
 
 

@@ -72,7 +72,7 @@ def test_closing_the_stream_stops_vllm(client: GatewayClient, vllm: ScriptedVLLM
     stream = client.stream(session_id, "вопрос")
     next(stream)
     stream.close()
-    wait_until_idle(vllm, 2)
+    wait_until_idle(vllm, 5)
 
 
 def test_cancelling_from_another_thread(client: GatewayClient, vllm: ScriptedVLLM) -> None:

@@ -366,7 +366,7 @@ def test_a_silent_vllm_times_out(start_gateway: StartGateway, vllm: ScriptedVLLM
         vllm.scripts.append(script)
         started = time.monotonic()
         session.refused(504, "upstream_timeout", "/chat", message="а", stream=stream)
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 4
         assert session.contents() == []
 
 

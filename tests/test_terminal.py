@@ -105,7 +105,7 @@ def test_ctrl_c_stops_the_reply_and_keeps_the_session(talk: Talk, vllm: Scripted
     terminal.expect_exact("начало")
     terminal.sendintr()
     terminal.expect(r"остановлено\]")
-    wait_until_idle(vllm, 2)
+    wait_until_idle(vllm, 5)
     say(terminal, "ещё")
     terminal.expect_exact("Ответ 2.")
     leave(terminal)
@@ -122,7 +122,7 @@ def test_ctrl_c_before_the_first_word(talk: Talk, vllm: ScriptedVLLM) -> None:
     wait_until(lambda: vllm.running == 1)
     terminal.sendintr()
     terminal.expect_exact("Остановлено.")
-    wait_until_idle(vllm, 2)
+    wait_until_idle(vllm, 5)
     leave(terminal)
 
 
@@ -134,7 +134,7 @@ def test_a_second_ctrl_c_breaks_off_what_the_first_could_not(talk: Talk, vllm: S
     terminal.sendintr()
     terminal.sendintr()
     leave(terminal)
-    wait_until_idle(vllm, 2)
+    wait_until_idle(vllm, 5)
 
 
 def test_ctrl_c_at_the_prompt_only_tells_how_to_leave(talk: Talk) -> None:
