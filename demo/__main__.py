@@ -1,5 +1,6 @@
 """`make demo`: from nothing to a conversation by one command; everything it started is stopped at the end."""
 
+import io
 import os
 import secrets
 import signal
@@ -17,6 +18,8 @@ _USER_MODEL = ROOT / "model"
 
 def main() -> int:
     """Returns the exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # our lines among the client's, also in a pipe
     for name in ("SIGTERM", "SIGHUP"):
         signal.signal(signal.Signals[name], lambda signum, _: sys.exit(128 + signum))
     try:

@@ -1,5 +1,6 @@
 """Long steps that show that they move."""
 
+import re
 import subprocess
 import sys
 import time
@@ -9,7 +10,9 @@ from pathlib import Path
 
 _POLL_SECONDS = 0.2
 _PLAIN_REPORT_SECONDS = 30.0
-_TAIL_LINES = 15
+_TAIL_LINES = 8
+_ERRORS = 5
+_ERROR = re.compile(r"\b\w*(?:Error|ERROR|Exception)\b: .+")
 
 
 class StepFailed(Exception):
@@ -42,7 +45,7 @@ class Step:
     def fail(self, reason: str, log: Path) -> StepFailed:
         """Show the end of the log; returns the error to raise."""
         self._end(f"✗ {self._title}")
-        return StepFailed(f"{reason} Конец журнала {log}:\n{_tail(log)}")
+        return StepFailed(f"{reason} Из журнала {log}:\n{_telling_lines(log)}")
 
     def _end(self, line: str) -> None:
         print(f"\r{line}" if self._live else line, flush=True)
@@ -80,6 +83,8 @@ def wait_for(step: Step, condition: Callable[[], bool]) -> None:
         step.tick()
 
 
-def _tail(log: Path) -> str:
-    with log.open(encoding="utf-8", errors="replace") as lines:
-        return "".join(deque(lines, _TAIL_LINES))
+def _telling_lines(log: Path) -> str:
+    """The errors that a log names, each once, and its end: the cause often stands long before the end."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    errors = dict.fromkeys(match[0] for line in lines if (match := _ERROR.search(line)))
+    return "\n".join((*deque(errors, _ERRORS), "…", *lines[-_TAIL_LINES:]))
