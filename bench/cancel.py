@@ -57,8 +57,8 @@ def cancel(url: str, session_id: str, *, stream: bool) -> float:
     turn = threading.Thread(target=lambda: httpx2.post(f"{url}/chat", json=body, timeout=60))
     turn.start()
     time.sleep(GENERATING_SECONDS)
-    acted = time.monotonic()
     with GatewayClient(url) as client:
+        acted = time.monotonic()
         assert client.cancel(session_id), "the turn had not begun"
     turn.join()
     return acted

@@ -42,7 +42,8 @@ class Server:
         self._ready_url = self.url + ready_path
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("wb") as output:
-            # A session of its own: Ctrl-C in the terminal is for us, and we stop it in our own time.
+            # A group of its own: Ctrl-C in the terminal is for us, and we stop it in our own time. Not a session of its
+            # own: with Linux's autogroups, `nice` counts only among the processes of one session.
             self.process = subprocess.Popen(
                 command,
                 cwd=ROOT,
@@ -50,7 +51,7 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,
+                process_group=0,
             )
 
     def __enter__(self) -> Self:
