@@ -5,10 +5,12 @@ import multiprocessing
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TypedDict
+from functools import partial
+from typing import Any, TypedDict
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
 from fastapi.responses import Response
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
@@ -89,6 +91,7 @@ def create_app(settings: Settings) -> FastAPI:
         ],
     )
     app.include_router(router)
+    app.openapi = partial(_openapi, app)  # type: ignore[method-assign] # as FastAPI's documentation does
     return app
 
 
@@ -117,6 +120,20 @@ def _configure_logging(level: str) -> None:
     """Our own lines at `level`; libraries only when something is wrong (httpcore2 would log headers, so keys)."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("app").setLevel(level)
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """The description of the API, all in Russian: without our docstrings and FastAPI's own phrases."""
+    if not app.openapi_schema:
+        schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        for component in schema["components"]["schemas"].values():
+            component.pop("description", None)
+        for methods in schema["paths"].values():
+            for operation in methods.values():
+                if operation["responses"]["200"]["description"] == "Successful Response":
+                    operation["responses"]["200"]["description"] = "Успех"
+        app.openapi_schema = schema
+    return app.openapi_schema
 
 
 async def _on_http_exception(_: Request, exc: Exception) -> Response:

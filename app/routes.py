@@ -57,7 +57,8 @@ def _require_json(request: Request) -> None:
 
 
 router = APIRouter()
-sessions = APIRouter(dependencies=[Depends(_require_json)])
+state = APIRouter(tags=["Состояние"])
+sessions = APIRouter(tags=["Сессии"], dependencies=[Depends(_require_json)])
 
 
 def _chat(request: Request) -> Chat:
@@ -77,7 +78,7 @@ VLLMDep = Annotated[VLLMClient, Depends(_vllm)]
 WatchDep = Annotated[VLLMWatch, Depends(_watch)]
 
 
-_PROBLEM_CONTENT = {MEDIA_TYPE: {"schema": Problem.model_json_schema()}}
+_PROBLEM_CONTENT = {MEDIA_TYPE: {"schema": {**Problem.model_json_schema(), "description": "RFC 9457: ошибка."}}}
 
 
 def _problems(*errors: type[GatewayError]) -> dict[int | str, dict[str, Any]]:
@@ -96,10 +97,13 @@ _UPSTREAM = (TooManyRequests, UpstreamError, UpstreamUnavailable, UpstreamTimeou
 
 
 @sessions.post(
-    "/init_session", responses=_problems(InvalidKey, SessionNotFound, Overloaded, UpstreamRejected, *_UPSTREAM)
+    "/init_session",
+    summary="Открыть сессию",
+    description="Проверяет ключ у vLLM и открывает сессию. С `session_id` — меняет ключ живой сессии на новый.",
+    responses=_problems(InvalidKey, SessionNotFound, Overloaded, UpstreamRejected, *_UPSTREAM),
 )
 async def init_session(body: InitSessionBody, chat: ChatDep) -> SessionAnswer:
-    """Открыть сессию. С `session_id` — сменить ключ живой сессии на новый, проверенный."""
+    """Open a session, or give a live one another key."""
     if body.session_id is None:
         session, expires_in = await chat.open(body.vllm_api_key, body.system_prompt)
     else:
@@ -107,14 +111,21 @@ async def init_session(body: InitSessionBody, chat: ChatDep) -> SessionAnswer:
     return {"session_id": session.id, "expires_in": expires_in}
 
 
-@sessions.post("/set_system_prompt", responses=_problems(SessionNotFound, SessionBusy))
+@sessions.post(
+    "/set_system_prompt",
+    summary="Сменить системный промпт",
+    description="История остаётся.",
+    responses=_problems(SessionNotFound, SessionBusy),
+)
 async def set_system_prompt(body: SetSystemPromptBody, chat: ChatDep) -> OkAnswer:
-    """Заменить системный промпт. История остаётся."""
+    """Replace the system prompt; the history stays."""
     return {"status": "ok", "expires_in": await chat.set_system_prompt(body.session_id, body.system_prompt)}
 
 
 @sessions.post(
     "/chat",
+    summary="Отправить сообщение",
+    description="Ответ приходит целиком (JSON) или, при `stream: true`, потоком server-sent events.",
     response_model=ChatAnswer,
     responses={
         200: {
@@ -127,47 +138,72 @@ async def set_system_prompt(body: SetSystemPromptBody, chat: ChatDep) -> OkAnswe
     },
 )
 async def chat_turn(body: ChatBody, request: Request, chat: ChatDep) -> Response:
-    """Отправить сообщение и получить ответ: целиком (JSON) или потоком."""
+    """Run a turn, in either answer form."""
     question = Question(body.message, body.max_tokens, body.temperature, body.extra or {}, request.state.request_id)
     return TurnResponse(chat.turn(body.session_id, question), stream=body.stream)
 
 
-@sessions.post("/history", responses=_problems(SessionNotFound))
+@sessions.post(
+    "/history",
+    summary="Показать историю",
+    description="Системный промпт и все сохранённые сообщения сессии.",
+    responses=_problems(SessionNotFound),
+)
 async def history(body: SessionBody, chat: ChatDep) -> HistoryAnswer:
-    """Системный промпт и все сохранённые сообщения сессии."""
+    """The committed state."""
     return history_answer(*await chat.history(body.session_id))
 
 
-@sessions.post("/cancel", responses=_problems(SessionNotFound))
+@sessions.post(
+    "/cancel",
+    summary="Остановить ответ",
+    description="Останавливает ответ, который идёт сейчас, и ждёт, пока сессия освободится. Сессия остаётся.",
+    responses=_problems(SessionNotFound),
+)
 async def cancel(body: SessionBody, chat: ChatDep) -> CancelAnswer:
-    """Остановить ответ, который идёт сейчас. Сессия остаётся."""
+    """Stop the turn in flight; the session stays."""
     cancelled, expires_in = await chat.cancel(body.session_id)
     return {"status": "cancelled" if cancelled else "idle", "expires_in": expires_in}
 
 
-@sessions.post("/undo", responses=_problems(SessionNotFound, SessionBusy, NothingToUndo))
+@sessions.post(
+    "/undo",
+    summary="Убрать последнюю пару",
+    description="Убирает из истории последние вопрос и ответ и возвращает их.",
+    responses=_problems(SessionNotFound, SessionBusy, NothingToUndo),
+)
 async def undo(body: SessionBody, chat: ChatDep) -> UndoAnswer:
-    """Убрать из истории последнюю пару сообщений и вернуть её."""
+    """Remove the last pair."""
     pair, expires_in = await chat.undo(body.session_id)
     return {"user": pair.user, "assistant": pair.assistant, "expires_in": expires_in}
 
 
-@sessions.post("/reset", responses=_problems(SessionNotFound, SessionBusy))
+@sessions.post(
+    "/reset",
+    summary="Очистить историю",
+    description="Системный промпт и ключ остаются.",
+    responses=_problems(SessionNotFound, SessionBusy),
+)
 async def reset(body: SessionBody, chat: ChatDep) -> OkAnswer:
-    """Очистить историю. Системный промпт и ключ остаются."""
+    """Empty the history."""
     return {"status": "ok", "expires_in": await chat.reset(body.session_id)}
 
 
-@sessions.post("/stop_session", responses=_problems(SessionNotFound))
+@sessions.post(
+    "/stop_session",
+    summary="Закончить сессию",
+    description="Ответ, который идёт, останавливается.",
+    responses=_problems(SessionNotFound),
+)
 async def stop_session(body: SessionBody, chat: ChatDep) -> StopAnswer:
-    """Закончить сессию. Ответ, который идёт, останавливается."""
+    """End the session."""
     await chat.stop(body.session_id)
     return {"status": "stopped"}
 
 
-@router.get("/health")
+@state.get("/health", summary="Что со шлюзом и vLLM", description="Всегда 200, пока жив шлюз.")
 async def health(chat: ChatDep, vllm: VLLMDep, watch: WatchDep) -> HealthAnswer:
-    """Жив ли шлюз (всегда 200) и что с vLLM."""
+    """Liveness: 200 as long as the gateway lives."""
     reason = await vllm.ailment()
     return {
         "status": "degraded" if reason else "ok",
@@ -179,9 +215,14 @@ async def health(chat: ChatDep, vllm: VLLMDep, watch: WatchDep) -> HealthAnswer:
     }
 
 
-@router.get("/ready", responses={503: _problems(UpstreamUnavailable)[503]})
+@state.get(
+    "/ready",
+    summary="Можно ли вести диалог",
+    description="200, когда токенизатор загружен и vLLM отвечает, иначе 503 и причина.",
+    responses={503: _problems(UpstreamUnavailable)[503]},
+)
 async def ready(vllm: VLLMDep) -> ReadyAnswer:
-    """200, когда можно вести диалог: токенизатор загружен и vLLM отвечает. Иначе 503 и причина."""
+    """Readiness."""
     reason = await vllm.ailment()
     if reason:
         raise UpstreamUnavailable(reason)
@@ -189,3 +230,4 @@ async def ready(vllm: VLLMDep) -> ReadyAnswer:
 
 
 router.include_router(sessions)
+router.include_router(state)

@@ -41,6 +41,22 @@ def test_every_endpoint_is_described_in_russian_with_its_errors(gateway: Gateway
                     assert list(response["content"]) == ["application/problem+json"], (path, status)
 
 
+def test_all_that_a_person_reads_is_russian(gateway: Gateway) -> None:
+    """Docstrings are English, and must not show."""
+
+    def walk(value: Any, name: str = "") -> None:
+        if isinstance(value, dict):
+            for member, inner in value.items():
+                walk(inner, member)
+        elif isinstance(value, list):
+            for inner in value:
+                walk(inner, name)
+        elif name in {"description", "summary", "tags"}:
+            assert re.search("[а-яё]", value), value
+
+    walk(gateway.http.get("/openapi.json").json())
+
+
 def codes(schema: Any, path: str, status: int) -> set[str]:
     described = schema["paths"][path]["post"]["responses"][str(status)]["description"]
     return set(re.findall(r"`(\w+)`", described))
