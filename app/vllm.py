@@ -30,6 +30,7 @@ MAX_ANSWER_BYTES = 64 * 1024 * 1024
 # Shorter than the 5 s after which vLLM's uvicorn closes an idle connection, so that none is used as it closes.
 _KEEP_ALIVE_SECONDS = 3.0
 _PROBE_SECONDS = 1.0
+_QUESTION_SECONDS = 30.0
 _KEY = re.compile(r"[!-~]+")
 _DONE = b"[DONE]"
 _END_SECONDS = 0.05
@@ -135,6 +136,7 @@ class VLLMClient:
         self.model = settings.vllm_model_name
         self.total_timeout_seconds = settings.vllm_total_timeout_seconds
         connect, idle = settings.vllm_connect_timeout_seconds, settings.vllm_idle_timeout_seconds
+        self._question_timeout = httpx2.Timeout(_QUESTION_SECONDS, connect=connect, pool=None)
         self._json_timeout = httpx2.Timeout(idle, connect=connect, read=self.total_timeout_seconds, pool=None)
         self._http = httpx2.AsyncClient(
             headers={"Accept-Encoding": "identity"},
@@ -185,8 +187,9 @@ class VLLMClient:
             served = {model.id: model.max_model_len for model in _decode_models(body).data}
         except _GARBAGE as exc:
             raise UpstreamError(f"{self._base_url}/models отвечает не так, как vLLM: проверьте VLLM_BASE_URL.") from exc
-        length = served.get(self.model)
-        if length is None:
+        # An adapter (LoRA) has no length of its own: it is as long as the model that it sits on.
+        length = served.get(self.model) or max((known or 0 for known in served.values()), default=0)
+        if self.model not in served or not length:
             raise UpstreamError(
                 f"vLLM не обслуживает модель {self.model}; у него есть: {', '.join(served) or 'ничего'}. "
                 "Имя задают VLLM_MODEL_NAME у шлюза и --served-model-name у vLLM."
@@ -240,7 +243,7 @@ class VLLMClient:
     async def _get(self, url: str, headers: Mapping[str, str] | None = None) -> bytes:
         """The body of a 200."""
         with _translated():
-            async with self._http.stream("GET", url, headers=headers) as response:
+            async with self._http.stream("GET", url, headers=headers, timeout=self._question_timeout) as response:
                 return await _read_ok(response)
 
     @asynccontextmanager

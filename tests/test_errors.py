@@ -404,6 +404,11 @@ def test_a_server_that_is_not_the_vllm_we_expect(
     assert says in gateway.refused(502, "upstream_error", "/init_session", vllm_api_key=KEY)["detail"]
 
 
+def test_an_adapter_is_as_long_as_its_model(gateway: Gateway, vllm: ScriptedVLLM) -> None:
+    vllm.models_script = Script([b'{"data": [{"id": "base", "max_model_len": 600}, {"id": "/app/model"}]}'])
+    assert gateway.open().ok("/chat", message="а", max_tokens=100)["context"]["limit"] == 500
+
+
 def test_the_table_of_foreign_errors_is_complete() -> None:
     covered = tuple(theirs for theirs, _, _ in vllm._TRANSPORT_ERRORS)  # noqa: SLF001 - the table is the promise
     kinds, waiting = [], [httpx2.RequestError]
