@@ -2,13 +2,16 @@ PYTHON ?= python3
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo gateway test lint bench clean
 
 help: ## показать эту справку
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: ## поднять vLLM на процессоре и шлюз, открыть разговор; выход остановит всё
 	@$(PYTHON) -m demo
+
+gateway: ## подготовить окружение шлюза и клиента (.venv), без vLLM
+	@$(PYTHON) -m demo.environments gateway
 
 test: ## подготовить всё нужное и прогнать все тесты
 	@$(PYTHON) -m demo.environments tests vllm
@@ -25,4 +28,4 @@ bench: ## измерить, за сколько остановка ответа 
 	@.venv/bin/python -m bench.cancel
 
 clean: ## удалить окружения и всё созданное
-	rm -rf .venv .venv-vllm .demo
+	rm -rf .venv .venv-vllm .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

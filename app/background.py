@@ -3,8 +3,10 @@
 import asyncio
 import logging
 
+from pydantic import SecretStr
+
 from app.chat import Chat
-from app.errors import GatewayError
+from app.errors import GatewayError, UpstreamError
 from app.sessions import SessionStore
 from app.vllm import VLLMClient
 
@@ -40,7 +42,7 @@ class VLLMWatch:
         self.warnings: list[str] = []
         self._vllm = vllm
         self._chat = chat
-        self._up = False
+        self._up: bool | None = None
 
     async def run(self) -> None:
         """Look every few seconds, for ever; a restart of a vLLM takes longer than that."""
@@ -57,14 +59,22 @@ class VLLMWatch:
             elif not self._chat.known_fields:
                 self._chat.known_fields = await self._vllm.request_fields()
         except GatewayError as exc:
-            if self._up:
-                log.warning("vLLM перестал отвечать: %s", exc.detail)
+            if self._up is not False:
+                log.warning("vLLM %s. %s", "перестал отвечать" if self._up else "пока не отвечает", exc.detail)
             self._up = False
 
     async def _meet(self) -> None:
         keyless = await self._vllm.accepts_any_key()
         self._chat.known_fields = await self._vllm.request_fields()
-        self.warnings = [KEYLESS_WARNING] if keyless else []
+        self.warnings = [KEYLESS_WARNING, *await self._wrong_model()] if keyless else []
         log.info("vLLM отвечает, известных параметров запроса: %d", len(self._chat.known_fields))
         for warning in self.warnings:
             log.warning("ВНИМАНИЕ! %s", warning)
+
+    async def _wrong_model(self) -> list[str]:
+        """What only a vLLM without a key tells before the first session: that it serves another model."""
+        try:
+            await self._vllm.max_model_len(SecretStr("any"))
+        except UpstreamError as exc:
+            return [exc.detail]
+        return []

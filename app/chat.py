@@ -19,7 +19,15 @@ OWNED_FIELDS = frozenset(
     "chat_template add_generation_prompt continue_final_message add_special_tokens echo session_id request_id "
     "kv_transfer_params ec_transfer_params".split()
 )
+_OWNED_HINTS = {
+    "model": "Модель задаёт VLLM_MODEL_NAME.",
+    "messages": "Историю ведёт сам шлюз, сообщение — в поле message.",
+    "stream": "Задайте stream рядом с message.",
+    "max_tokens": "Задайте max_tokens рядом с message.",
+    "max_completion_tokens": "Задайте max_tokens рядом с message.",
+}
 _SHOWN_NAME_LETTERS = 64
+_SIMILAR = 0.4
 
 
 class Chat:
@@ -129,12 +137,14 @@ def _check_extra(names: Iterable[str], known: frozenset[str]) -> None:
     for name in names:
         shown = name[:_SHOWN_NAME_LETTERS]
         if name in OWNED_FIELDS:
-            hint = " Задайте max_tokens рядом с message." if name in {"max_tokens", "max_completion_tokens"} else ""
-            raise InvalidRequest(f"Полем {name} запроса к vLLM управляет шлюз.{hint}", field=f"extra.{name}")
-        if known and name not in known:
-            nearest = difflib.get_close_matches(shown, known, n=1, cutoff=0.0)
+            hint = _OWNED_HINTS.get(name, "")
             raise InvalidRequest(
-                f"vLLM не знает параметра extra.{shown} и молча пропустил бы его. "
-                f"Ближайшее известное имя: {nearest[0]}.",
+                f"Задать extra.{name} нельзя: этим управляет шлюз. {hint}".rstrip(), field=f"extra.{name}"
+            )
+        if known and name not in known:
+            nearest = difflib.get_close_matches(shown, known, n=1, cutoff=_SIMILAR)
+            hint = f"Ближайшее известное имя: {nearest[0]}." if nearest else ""
+            raise InvalidRequest(
+                f"vLLM не знает параметра extra.{shown} и молча пропустил бы его. {hint}".rstrip(),
                 field=f"extra.{shown}",
             )

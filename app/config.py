@@ -50,7 +50,9 @@ def _split_list(value: object) -> object:
 def _check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
     for origin in origins:
         if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
-            raise PydanticCustomError("origin", "нужны *, пусто или адреса вида https://site.example через запятую")
+            raise PydanticCustomError(
+                "origin", "допустимы *, пустое значение или адреса вида https://site.example через запятую"
+            )
     return origins
 
 

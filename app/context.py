@@ -47,8 +47,16 @@ class Fitted:
     dropped_pairs: int
 
 
-def prompt_limit(max_context_tokens: int, max_model_len: int, max_tokens: int) -> int:
-    """Prompt tokens that a request may have, so that its answer has room for `max_tokens`.
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Prompt tokens that a request may have, and what would raise that limit."""
+
+    limit: int
+    advice: str
+
+
+def budget(max_context_tokens: int, max_model_len: int, max_tokens: int) -> Budget:
+    """What a prompt may take, so that its answer has room for `max_tokens`.
 
     Raises:
         ContextTooLong: `max_tokens` alone fills the model's length.
@@ -56,28 +64,32 @@ def prompt_limit(max_context_tokens: int, max_model_len: int, max_tokens: int) -
     if max_tokens >= max_model_len:
         raise ContextTooLong(
             f"max_tokens={max_tokens} не оставляет места для запроса: "
-            f"длина контекста модели — {max_model_len} токенов. Уменьшите max_tokens.",
+            f"длина контекста модели в токенах — {max_model_len}. Уменьшите max_tokens.",
             limit=max_model_len,
             needed=max_tokens + 1,
         )
-    return min(max_context_tokens, max_model_len - max_tokens)
+    left_by_answer = max_model_len - max_tokens
+    if left_by_answer < max_context_tokens:
+        return Budget(left_by_answer, "уменьшите max_tokens")
+    return Budget(max_context_tokens, "увеличьте MAX_CONTEXT_TOKENS")
 
 
 def fit(
     system_prompt: str,
     pairs: Sequence[Pair],
     message: str,
-    limit: int,
+    allowed: Budget,
     count: Callable[[list[ChatMessage]], int],
 ) -> Fitted:
     """Leave out the fewest whole oldest pairs with which the prompt fits.
 
-    The system prompt and the new message are never cut. Counts at most log2(pairs) + 2 conversations: a conversation
-    with one more old pair never has fewer tokens, so the first one that fits is found by bisection.
+    The system prompt and the new message are never cut. Counts at most log2(pairs) + 2 conversations, because one more
+    old pair is taken to mean more tokens. What is returned has been counted, whatever the template.
 
     Raises:
-        ContextTooLong: the system prompt and the message alone are over `limit`.
+        ContextTooLong: the system prompt and the message alone are over the limit.
     """
+    limit = allowed.limit
 
     def attempt(dropped: int) -> Fitted:
         messages = conversation(system_prompt, pairs[dropped:], message)
@@ -89,8 +101,8 @@ def fit(
     best = attempt(len(pairs))
     if best.used > limit:
         raise ContextTooLong(
-            f"Системный промпт и сообщение занимают {best.used} токенов при пределе {limit}. Сократите их, уменьшите "
-            "max_tokens или увеличьте MAX_CONTEXT_TOKENS.",
+            f"Системный промпт и сообщение не помещаются: токенов в них {best.used}, предел — {limit}. "
+            f"Сократите их или {allowed.advice}.",
             limit=limit,
             needed=best.used,
         )

@@ -31,6 +31,7 @@ or a traceback.
 from typing import ClassVar
 
 MEDIA_TYPE = "application/problem+json"
+SEE_VLLM_LOG = "Посмотрите журнал vLLM (в Docker — docker compose logs vllm)."
 
 
 class GatewayError(Exception):
@@ -204,10 +205,7 @@ class UpstreamUnavailable(Upstream):
     status = 503
     code = "upstream_unavailable"
     title = "vLLM недоступен"
-    detail = (
-        "vLLM не отвечает: он ещё загружает модель, не запущен, или VLLM_BASE_URL неверен. "
-        "Проверьте его журнал: docker compose logs vllm."
-    )
+    detail = f"vLLM не отвечает: он ещё загружает модель, не запущен, или VLLM_BASE_URL неверен. {SEE_VLLM_LOG}"
 
 
 class UpstreamTimeout(Upstream):

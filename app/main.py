@@ -72,6 +72,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     app = FastAPIOffline(
         redoc_url=None,
+        redirect_slashes=False,
         title="Simple Chat Gateway",
         version=__version__,
         description=DESCRIPTION,
@@ -104,7 +105,7 @@ def __getattr__(name: str) -> FastAPI:
         raise AttributeError(name)
     # Before logging is set up: one plain line is all that the person needs.
     if multiprocessing.parent_process() is not None and "--reload" not in sys.argv:
-        print("Ошибка: сессии живут в памяти одного процесса; запустите uvicorn без --workers.", file=sys.stderr)  # noqa: T201
+        print("Ошибка: сессии живут в памяти одного процесса; уберите WEB_CONCURRENCY и --workers.", file=sys.stderr)  # noqa: T201
         sys.exit(_UVICORN_STARTUP_FAILURE)
     try:
         settings = load_settings()
@@ -146,15 +147,21 @@ async def _on_http_exception(_: Request, exc: Exception) -> Response:
     return problem_response(InvalidRequest("Тело запроса не разбирается: нужен JSON в UTF-8."))
 
 
-async def _on_validation_error(_: Request, exc: Exception) -> Response:
+async def _on_validation_error(request: Request, exc: Exception) -> Response:
     """A body of the wrong form: the first thing that is wrong with it, and where."""
     assert isinstance(exc, RequestValidationError)
     error = exc.errors()[0]
-    field = ".".join(str(part) for part in error["loc"][1:])
-    if error["type"] == "json_invalid" or not field:
-        return problem_response(InvalidRequest(f"{_sentence(reason(error))}."))
-    return problem_response(InvalidRequest(f"Поле {field}: {reason(error)}.", field=field))
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    where = error["loc"][1:]
+    match error["type"], where:
+        case "json_invalid", (position,):
+            hint = f"Ошибка у символа {position}: проверьте кавычки, запятые и скобки."
+            return problem_response(InvalidRequest(f"Тело запроса не разбирается как JSON. {hint}"))
+        case "missing", ():
+            return problem_response(InvalidRequest("Тело запроса пустое, а нужен объект JSON."))
+        case _, ():
+            return problem_response(InvalidRequest(f"Тело запроса: {reason(error)}."))
+    field = ".".join(map(str, where))
+    hint = ""
+    if error["type"] == "extra_forbidden" and request.url.path == "/chat":
+        hint = f' Параметры vLLM передавайте в extra: {{"{field[:64]}": …}}.'
+    return problem_response(InvalidRequest(f"Поле {field[:64]}: {reason(error)}.{hint}", field=field[:64]))

@@ -70,7 +70,7 @@ class ChatBody(SessionBody):
     """POST /chat."""
 
     message: Annotated[str, Field(min_length=1, description="Сообщение пользователя; не обрезается и не правится.")]
-    max_tokens: Annotated[int, Field(ge=1, description="Сколько токенов ответа самое большее.")] = 512
+    max_tokens: Annotated[int, Field(ge=1, description="Наибольшее число токенов ответа.")] = 512
     temperature: Annotated[
         float | None,
         Field(ge=0, le=2, allow_inf_nan=False, description="Нет поля — действует generation_config.json самой модели."),
@@ -83,25 +83,28 @@ class ChatBody(SessionBody):
     stream: Annotated[bool, Field(description="true — ответ потоком server-sent events.")] = False
 
 
+ExpiresIn = Annotated[int, Field(description="Через сколько секунд бездействия сессия закончится.")]
+
+
 class SessionAnswer(TypedDict):
     """200 of /init_session."""
 
-    session_id: str
-    expires_in: Annotated[int, Field(description="Через сколько секунд бездействия сессия закончится.")]
+    session_id: Annotated[str, Field(description="Секрет: кто его знает, тот ведёт диалог.")]
+    expires_in: ExpiresIn
 
 
 class OkAnswer(TypedDict):
     """200 of /set_system_prompt and /reset."""
 
     status: Literal["ok"]
-    expires_in: int
+    expires_in: ExpiresIn
 
 
 class CancelAnswer(TypedDict):
     """200 of /cancel."""
 
     status: Annotated[Literal["cancelled", "idle"], Field(description="idle — останавливать было нечего.")]
-    expires_in: int
+    expires_in: ExpiresIn
 
 
 class StopAnswer(TypedDict):
@@ -113,9 +116,9 @@ class StopAnswer(TypedDict):
 class UndoAnswer(TypedDict):
     """200 of /undo: the pair that was removed."""
 
-    user: str
-    assistant: str
-    expires_in: int
+    user: Annotated[str, Field(description="Вопрос, который был убран.")]
+    assistant: Annotated[str, Field(description="Ответ, который был убран.")]
+    expires_in: ExpiresIn
 
 
 class HistoryMessage(TypedDict):
@@ -132,7 +135,7 @@ class HistoryAnswer(TypedDict):
 
     system_prompt: str
     messages: list[HistoryMessage]
-    expires_in: int
+    expires_in: ExpiresIn
 
 
 class Context(TypedDict):
@@ -166,15 +169,18 @@ class ToolCallAnswer(TypedDict):
 class ChatAnswer(TypedDict):
     """200 of /chat, and the data of the event `done`."""
 
-    reply: str
+    reply: Annotated[str, Field(description="Ответ модели.")]
     finish_reason: Annotated[str | None, Field(description="stop, length, tool_calls …; cancelled — ответ остановлен.")]
-    total_tokens: Annotated[int | None, Field(description="usage самой vLLM; null, если она его не прислала.")]
-    input_tokens: int | None
-    output_tokens: int | None
+    total_tokens: Annotated[
+        int | None,
+        Field(description="Токены запроса и ответа вместе, по счёту самого vLLM; null, если он их не прислал."),
+    ]
+    input_tokens: Annotated[int | None, Field(description="Токены запроса, по счёту vLLM.")]
+    output_tokens: Annotated[int | None, Field(description="Токены ответа, по счёту vLLM.")]
     context: Context
-    reasoning: NotRequired[str]
-    tool_calls: NotRequired[list[ToolCallAnswer]]
-    expires_in: int
+    reasoning: NotRequired[Annotated[str, Field(description="Размышления модели, если vLLM их отделяет.")]]
+    tool_calls: NotRequired[Annotated[list[ToolCallAnswer], Field(description="Вызовы инструментов, если они есть.")]]
+    expires_in: ExpiresIn
 
 
 class HealthAnswer(TypedDict):
@@ -182,10 +188,10 @@ class HealthAnswer(TypedDict):
 
     status: Literal["ok", "degraded"]
     vllm: Annotated[str, Field(description="ok или причина, по которой vLLM не отвечает.")]
-    model: str
-    version: str
-    sessions: int
-    warnings: list[str]
+    model: Annotated[str, Field(description="Имя модели (VLLM_MODEL_NAME).")]
+    version: Annotated[str, Field(description="Версия шлюза.")]
+    sessions: Annotated[int, Field(description="Сколько сессий открыто.")]
+    warnings: Annotated[list[str], Field(description="Что стоит исправить.")]
 
 
 class ReadyAnswer(TypedDict):

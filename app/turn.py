@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 import anyio
 
-from app.context import Fitted, Pair, fit, prompt_limit
-from app.errors import GatewayError, TurnCancelled, UpstreamError, UpstreamTimeout
+from app.context import Fitted, Pair, budget, fit
+from app.errors import SEE_VLLM_LOG, GatewayError, TurnCancelled, UpstreamError, UpstreamTimeout
 from app.sessions import Session
 from app.tokenizer import ChatTokenizer
 from app.vllm import Answer, Message, ToolCall, Usage, VLLMClient
@@ -201,13 +201,11 @@ class Turn:
             self._reply.finish_reason = CANCELLED
             return fitted if self._opened else None
         if self._reply.finish_reason is None:
-            raise UpstreamError(
-                "vLLM не закончил ответ: в нём нет finish_reason. Посмотрите: docker compose logs vllm."
-            )
+            raise UpstreamError(f"vLLM не закончил ответ: в нём нет finish_reason. {SEE_VLLM_LOG}")
         return fitted
 
     async def _fit(self) -> Fitted:
-        limit = prompt_limit(self._limits.max_context_tokens, self._limits.max_model_len, self._question.max_tokens)
+        allowed = budget(self._limits.max_context_tokens, self._limits.max_model_len, self._question.max_tokens)
         session = self._session
         return await self._tokenizer.in_thread(
             partial(
@@ -215,7 +213,7 @@ class Turn:
                 session.system_prompt,
                 tuple(session.pairs),
                 self._question.message,
-                limit,
+                allowed,
                 self._tokenizer.counter(self._question.extra),
             )
         )

@@ -29,7 +29,6 @@ _REASONS: Mapping[str, str] = {
     "greater_than_equal": "нужно число не меньше {ge}",
     "less_than_equal": "нужно число не больше {le}",
     "literal_error": "допустимо только {expected}",
-    "json_invalid": "тело запроса не разбирается как JSON",
 }
 
 
@@ -45,7 +44,10 @@ def reason(error: Mapping[str, Any]) -> str:
     """
     if error["type"] not in _PYDANTICS_OWN:
         return str(error["msg"])
-    context = {name: str(value).replace(" or ", " или ") for name, value in error.get("ctx", {}).items()}
+    context = {
+        name: f"{value:g}" if isinstance(value, float) else str(value).replace(" or ", " или ")
+        for name, value in error.get("ctx", {}).items()
+    }
     return _REASONS.get(error["type"], "такое значение не подходит").format(**context)
 
 

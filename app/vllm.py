@@ -15,6 +15,7 @@ from pydantic import SecretStr
 from app import sse
 from app.config import Settings
 from app.errors import (
+    SEE_VLLM_LOG,
     GatewayError,
     InvalidKey,
     TooManyRequests,
@@ -37,15 +38,19 @@ _END_SECONDS = 0.05
 # What a body that is not what it should be makes of a decoder.
 _GARBAGE = (msgspec.DecodeError, ValueError, RecursionError)
 
+_NOT_THERE = (
+    "vLLM не отвечает по адресу {url}: он ещё загружает модель, не запущен, или VLLM_BASE_URL неверен. " + SEE_VLLM_LOG
+)
+
 # The first row that matches is the one; everything httpx2 raises about a request in flight is a RequestError.
 _TRANSPORT_ERRORS: tuple[tuple[type[httpx2.RequestError], type[GatewayError], str | None], ...] = (
-    (httpx2.ConnectError, UpstreamUnavailable, None),
-    (httpx2.ConnectTimeout, UpstreamUnavailable, None),
+    (httpx2.ConnectError, UpstreamUnavailable, _NOT_THERE),
+    (httpx2.ConnectTimeout, UpstreamUnavailable, _NOT_THERE),
     (httpx2.TimeoutException, UpstreamTimeout, None),
     (
         httpx2.RequestError,
         UpstreamError,
-        "vLLM оборвал соединение посреди ответа. Посмотрите: docker compose logs vllm.",
+        f"vLLM оборвал соединение посреди ответа. {SEE_VLLM_LOG}",
     ),
 )
 
@@ -220,7 +225,7 @@ class VLLMClient:
             key: the session's.
             headers: further ones.
         """
-        with _translated():
+        with _translated(self._base_url):
             async with self._post(request, key, headers, self._json_timeout) as response:
                 answer = _decode(await _read(response))
         if not answer.choices or answer.choices[0].message is None:
@@ -236,13 +241,13 @@ class VLLMClient:
         Yields the events that came with each read, together. The iteration ends with the stream.
         """
         streamed = {**request, "stream": True, "stream_options": {"include_usage": True}}
-        with _translated():
+        with _translated(self._base_url):
             async with self._post(streamed, key, headers) as response, aclosing(_events(response)) as events:
                 yield events
 
     async def _get(self, url: str, headers: Mapping[str, str] | None = None) -> bytes:
         """The body of a 200."""
-        with _translated():
+        with _translated(self._base_url):
             async with self._http.stream("GET", url, headers=headers, timeout=self._question_timeout) as response:
                 return await _read_ok(response)
 
@@ -318,7 +323,7 @@ def _decode(data: bytes) -> Answer:
     except _GARBAGE:
         raise UpstreamError("Ответ vLLM не разбирается: это не тот JSON, который обещает его API.") from None
     if answer.error is not None:
-        raise UpstreamError("vLLM прервал ответ из-за своей ошибки. Посмотрите: docker compose logs vllm.")
+        raise UpstreamError(f"vLLM прервал ответ из-за своей ошибки. {SEE_VLLM_LOG}")
     return answer
 
 
@@ -337,7 +342,7 @@ def _refusal(response: httpx2.Response, body: bytes) -> GatewayError:
         return TooManyRequests(retry_after=_retry_after(response))
     if status == 404:
         return UpstreamError(f"vLLM не знает такой модели или адреса. {_own_words(body) or 'Проверьте VLLM_BASE_URL.'}")
-    return UpstreamError(f"vLLM ответил ошибкой {status}. Посмотрите: docker compose logs vllm.")
+    return UpstreamError(f"vLLM ответил ошибкой {status}. {SEE_VLLM_LOG}")
 
 
 def _own_words(body: bytes) -> str:
@@ -355,10 +360,10 @@ def _retry_after(response: httpx2.Response) -> int:
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
-    """Turn httpx2's errors into ours."""
+def _translated(url: str) -> Iterator[None]:
+    """Turn httpx2's errors about a server at `url` into ours."""
     try:
         yield
     except httpx2.RequestError as exc:
         error, detail = next((ours, detail) for theirs, ours, detail in _TRANSPORT_ERRORS if isinstance(exc, theirs))
-        raise error(detail) from exc
+        raise error(detail and detail.format(url=url)) from exc

@@ -8,17 +8,19 @@ from contextlib import suppress
 
 from rich.console import Console
 
-from client.api import GatewayClient, GatewayError
+from client.api import GatewayClient, GatewayError, GatewayProblem
 from client.terminal import Terminal
 
 DEFAULT_URL = "http://127.0.0.1:8080"
+
+_WRONG_KEY = "vLLM не принимает этот ключ. Нужен тот, с которым он запущен: задайте его в VLLM_API_KEY."
 
 EPILOG = """\
 переменные окружения:
   VLLM_API_KEY       ключ vLLM; нет переменной — клиент спросит его
   CHAT_GATEWAY_URL   адрес шлюза, если нет --url
 
-коды возврата: 0 — разговор окончен, 1 — шлюз недоступен или отказал, 2 — неверные аргументы
+коды возврата: 0 — разговор окончен, 1 — шлюз недоступен или отказал, 2 — неверные аргументы, 130 — прервано
 
 пример:
   VLLM_API_KEY=INTERNAL_VLLM_KEY python -m client --url http://192.168.0.5:8080 --system "Отвечай стихами"
@@ -35,10 +37,12 @@ def main() -> int:
         with GatewayClient(arguments.url) as client:
             Terminal(client, Console(), key, arguments.system, options).run()
     except GatewayError as exc:
-        print(f"Ошибка: {exc}", file=sys.stderr)
+        refused = isinstance(exc, GatewayProblem) and exc.code == "invalid_key"
+        print(f"Ошибка: {_WRONG_KEY if refused else exc}", file=sys.stderr)
         return 1
     except (EOFError, KeyboardInterrupt):
         print()
+        return 130
     return 0
 
 
@@ -54,7 +58,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("-h", "--help", action="help", help="показать эту справку")
     parser.add_argument("--url", default=url, help=f"адрес шлюза (сейчас {url})")
     parser.add_argument("--system", type=_text, metavar="ТЕКСТ", help="системный промпт вместо промпта по умолчанию")
-    parser.add_argument("--max-tokens", type=_positive, metavar="N", help="сколько токенов ответа самое большее (512)")
+    parser.add_argument(
+        "--max-tokens", type=_positive, metavar="N", help="наибольшее число токенов ответа (по умолчанию 512)"
+    )
     parser.add_argument("--temperature", type=_temperature, metavar="T", help="от 0 до 2; по умолчанию решает модель")
     return parser.parse_args()
 

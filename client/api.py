@@ -129,7 +129,7 @@ class GatewayClient:
 
     def __init__(self, base_url: str) -> None:
         """`base_url`: where the gateway is, for example http://127.0.0.1:8080. Proxy variables are not heeded."""
-        self.base_url = base_url.rstrip("/")
+        self.base_url = base_url.rstrip("/") if "://" in base_url else f"http://{base_url.rstrip('/')}"
         timeout = httpx2.Timeout(READ_TIMEOUT_SECONDS, connect=CONNECT_TIMEOUT_SECONDS)
         try:
             self._http = httpx2.Client(base_url=self.base_url, timeout=timeout, trust_env=False)
@@ -220,7 +220,7 @@ class GatewayClient:
 
     def _unreachable(self) -> GatewayUnreachable:
         return GatewayUnreachable(
-            f"Нет связи со шлюзом {self.base_url}. Проверьте адрес и что шлюз запущен: curl {self.base_url}/health"
+            f"Нет связи со шлюзом {self.base_url}. Проверьте адрес и запущен ли шлюз: curl {self.base_url}/health"
         )
 
 

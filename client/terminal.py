@@ -129,11 +129,11 @@ class Terminal:
 
 def _summary(answer: Answer, seconds: float) -> str:
     context = answer["context"]
-    parts = [f"контекст {context['used']} из {context['limit']} токенов"]
+    parts = [f"контекст {context['used']} из {context['limit']} ток."]
     if context["dropped_pairs"]:
         parts.append(f"не вошло пар: {context['dropped_pairs']}")
     if answer["output_tokens"] is not None:
-        parts.append(f"ответ {answer['output_tokens']} токенов за {seconds:.1f} с")
+        parts.append(f"ответ {answer['output_tokens']} ток. за {seconds:.1f} с")
     match answer["finish_reason"]:
         case "cancelled":
             parts.append("остановлено")
@@ -158,6 +158,6 @@ def _on_interrupt(stop: Callable[[], None]) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print()
+        print("\nСоединение оборвано: шлюз остановит ответ и сохранит то, что успело прийти.")
     finally:
         signal.signal(signal.SIGINT, previous)

@@ -7,28 +7,31 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from types import FrameType
 
 from demo.environments import ROOT, VLLM_VENV, prepare, prepare_vllm
 from demo.progress import StepFailed
 from demo.stand import generated_model, start_gateway, start_vllm
 
 _USER_MODEL = ROOT / "model"
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main() -> int:
     """Returns the exit code."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # our lines among the client's, also in a pipe
-    for name in ("SIGTERM", "SIGHUP"):
-        signal.signal(signal.Signals[name], lambda signum, _: sys.exit(128 + signum))
+    for signum in _STOPPING:
+        signal.signal(signum, _on_signal)
     try:
         return _demo()
     except StepFailed as exc:
         print(f"\nНе получилось. {exc}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nПрервано, всё остановлено.", file=sys.stderr)
+        print("Прервано, всё остановлено.", file=sys.stderr)
         return 130
 
 
@@ -39,27 +42,46 @@ def _demo() -> int:
     prepare_vllm()
     model = _model()
     key = secrets.token_urlsafe(16)
-    try:
-        with start_vllm(model, key) as vllm:
-            vllm.wait_until_ready()
-            with start_gateway(python, vllm.url, model) as gateway:
-                gateway.wait_until_ready()
-                print(f"\nОписание API: {gateway.url}/docs. Чтобы обращаться к шлюзу из другого терминала:")
-                print(f"  export GATEWAY={gateway.url} KEY={key}\n")
-                environ = {**os.environ, "VLLM_API_KEY": key}
-                return _in_foreground([str(python), "-m", "client", "--url", gateway.url], environ)
-    finally:
-        print("Серверы остановлены.")
+    with ExitStack() as stack:
+        vllm = stack.enter_context(start_vllm(model, key))
+        vllm.wait_until_ready()
+        gateway = stack.enter_context(start_gateway(python, vllm.url, model))
+        gateway.wait_until_ready()
+        print(f"\nОписание API: {gateway.url}/docs. Чтобы обращаться к шлюзу из другого терминала:")
+        print(f"  export GATEWAY={gateway.url} KEY={key}\n")
+        environ = {**os.environ, "VLLM_API_KEY": key}
+        code = _in_foreground([str(python), "-m", "client", "--url", gateway.url], environ)
+        _finish_undisturbed()
+    print("Серверы остановлены.")
+    return code
+
+
+def _on_signal(signum: int, _frame: FrameType | None) -> None:
+    _finish_undisturbed()
+    if signum == signal.SIGINT:
+        raise KeyboardInterrupt
+    sys.exit(128 + signum)
+
+
+def _finish_undisturbed() -> None:
+    """From here on only the servers are stopped: an impatient second Ctrl-C must not leave them running."""
+    for signum in _STOPPING:
+        signal.signal(signum, signal.SIG_IGN)
+    with suppress(OSError):  # the terminal may be gone
+        print("\nОстанавливаю…", flush=True)
 
 
 def _model() -> Path:
     if (_USER_MODEL / "config.json").exists():
         print(f"Модель: ваша, из папки {_USER_MODEL}.")
         return _USER_MODEL
-    print(
-        "Модель: папки ./model нет, поэтому крошечная со случайными весами. Она отвечает бессмысленным набором слогов, "
-        "зато идёт тем же путём, что и настоящая."
-    )
+    if _USER_MODEL.exists() and any(_USER_MODEL.iterdir()):
+        raise StepFailed(
+            f"В папке {_USER_MODEL} нет config.json, а нужна модель целиком: веса, config.json, токенизатор, шаблон "
+            "чата. Дополните папку или уберите её."
+        )
+    print("Модель: папки ./model нет, поэтому крошечная со случайными весами.")
+    print("Она отвечает бессмысленным набором слогов, зато идёт тем же путём, что и настоящая.")
     return generated_model()
 
 

@@ -79,8 +79,8 @@ def prepare_vllm() -> Path:
         try:
             run_step("vLLM для процессора, около 2 ГБ из сети", [install], log)
         except StepFailed:
-            run_step("vLLM с колёсами torch от PyTorch", [[*install, "--extra-index-url", _TORCH_CPU_INDEX]], log)
-        run_step("лишние пакеты", [[*_pip(VLLM_VENV), "uninstall", "--yes", *_VLLM_UNWANTED]], log)
+            run_step("vLLM со сборкой torch от PyTorch", [[*install, "--extra-index-url", _TORCH_CPU_INDEX]], log)
+        run_step("удаление лишних пакетов", [[*_pip(VLLM_VENV), "uninstall", "--yes", *_VLLM_UNWANTED]], log)
         _name_it_vllm()
         _provide_libnuma()
         stamp.write_text(wanted, encoding="utf-8")

@@ -18,7 +18,7 @@ from demo.environments import ROOT, VLLM_LIBRARIES, WORK, prepare_vllm
 from demo.progress import Step, run_step, wait_for
 
 SERVED_NAME = "/app/model"
-_STOP_SECONDS = 20.0
+_STOP_SECONDS = 10.0
 _USER_MODEL_KV_CACHE_GIB = 4
 
 
@@ -33,12 +33,12 @@ class Server:
     """A process that listens on a port; stopped on leaving, with everything it started."""
 
     def __init__(
-        self, title: str, command: Sequence[str], environ: Mapping[str, str], port: int, ready_path: str
+        self, name: str, command: Sequence[str], environ: Mapping[str, str], port: int, ready_path: str
     ) -> None:
         """`ready_path` answers 200 when it serves; its output goes to a log of its own."""
         self.url = f"http://127.0.0.1:{port}"
-        self.log = WORK / "logs" / f"{title}.log"
-        self._title = title
+        self.log = WORK / "logs" / f"{name}.log"
+        self._name = name
         self._ready_url = self.url + ready_path
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("wb") as output:
@@ -68,10 +68,10 @@ class Server:
         Raises:
             StepFailed: it ended instead.
         """
-        step = Step(f"{self._title} запускается")
+        step = Step(f"запуск {self._name}")
         wait_for(step, lambda: self.process.poll() is not None or _answers(self._ready_url))
         if self.process.poll() is not None:
-            raise step.fail(f"{self._title} завершился с кодом {self.process.returncode}.", self.log)
+            raise step.fail(f"Процесс {self._name} завершился с кодом {self.process.returncode}.", self.log)
         step.done()
 
     def stop(self) -> None:
@@ -128,7 +128,7 @@ def start_vllm(model: Path, key: str, max_model_len: int = 8192) -> Server:
         *("--max-model-len", str(min(max_model_len, _longest_context(model)))),
         "--enable-prompt-tokens-details",
     ]
-    return Server("vLLM", command, environ, port, "/health")
+    return Server("vllm", command, environ, port, "/health")
 
 
 def start_gateway(python: Path, vllm_url: str, model: Path) -> Server:
@@ -136,7 +136,7 @@ def start_gateway(python: Path, vllm_url: str, model: Path) -> Server:
     port = free_port()
     command = [str(python), "-m", "uvicorn", "app.main:app", "--host", "127.0.0.1", "--port", str(port)]
     environ = {"VLLM_BASE_URL": f"{vllm_url}/v1", "VLLM_MODEL_NAME": SERVED_NAME, "TOKENIZER_PATH": str(model)}
-    return Server("шлюз", command, environ, port, "/ready")
+    return Server("gateway", command, environ, port, "/ready")
 
 
 def _longest_context(model: Path) -> int:

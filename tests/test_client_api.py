@@ -140,9 +140,14 @@ def test_events_that_are_not_a_gateways(sent: bytes) -> None:
 
 
 def test_an_address_that_is_none() -> None:
-    for url in ("http://h:abc", "nonsense"):
+    for url in ("http://h:abc", "ftp://127.0.0.1"):
         with pytest.raises(GatewayUnreachable), GatewayClient(url) as client:
             client.health()
+
+
+def test_an_address_without_a_scheme(gateway: Gateway) -> None:
+    with GatewayClient(gateway.url.removeprefix("http://")) as client:
+        assert client.health()["status"] == "ok"
 
 
 def test_proxy_variables_are_not_heeded(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:

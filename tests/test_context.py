@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.context import ChatMessage, Pair, conversation, fit, prompt_limit
+from app.context import Budget, ChatMessage, Pair, budget, conversation, fit
 from app.errors import ContextTooLong
 
 texts = st.text(max_size=30)
@@ -25,11 +25,11 @@ def test_what_is_sent_fits_keeps_what_must_stay_and_alternates(
     needed = count(conversation(system_prompt, [], message))
     if needed > limit:
         with pytest.raises(ContextTooLong) as caught:
-            fit(system_prompt, pairs, message, limit, count)
+            fit(system_prompt, pairs, message, Budget(limit, ""), count)
         assert caught.value.helpful == {"limit": limit, "needed": needed}
         return
 
-    fitted = fit(system_prompt, pairs, message, limit, count)
+    fitted = fit(system_prompt, pairs, message, Budget(limit, ""), count)
 
     assert fitted.used == count(fitted.messages) <= fitted.limit == limit
     assert fitted.history_pairs + fitted.dropped_pairs == len(pairs)
@@ -45,10 +45,10 @@ def test_what_is_sent_fits_keeps_what_must_stay_and_alternates(
 @given(histories, st.integers(1, 400))
 def test_fitting_what_was_fitted_changes_nothing(pairs: list[Pair], limit: int) -> None:
     try:
-        first = fit("", pairs, "вопрос", limit, count)
+        first = fit("", pairs, "вопрос", Budget(limit, ""), count)
     except ContextTooLong:
         return
-    second = fit("", pairs[first.dropped_pairs :], "вопрос", limit, count)
+    second = fit("", pairs[first.dropped_pairs :], "вопрос", Budget(limit, ""), count)
     assert second.messages == first.messages
     assert second.dropped_pairs == 0
 
@@ -61,7 +61,7 @@ def test_a_long_history_is_counted_a_few_times_only() -> None:
         calls += 1
         return count(messages)
 
-    fit("", [Pair("вопрос", "ответ", "stop")] * 1000, "ещё", 500, counted)
+    fit("", [Pair("вопрос", "ответ", "stop")] * 1000, "ещё", Budget(500, ""), counted)
     assert calls <= 12
 
 
@@ -69,11 +69,11 @@ def test_a_long_history_is_counted_a_few_times_only() -> None:
     ("max_tokens", "limit"), [(512, 7680), (192, 8000), (191, 8000), (193, 7999), (8191, 1)], ids=str
 )
 def test_the_budget_of_the_defaults(max_tokens: int, limit: int) -> None:
-    assert prompt_limit(8000, 8192, max_tokens) == limit
+    assert budget(8000, 8192, max_tokens).limit == limit
 
 
 @pytest.mark.parametrize("max_tokens", [8192, 9000])
 def test_an_answer_as_long_as_the_model_leaves_no_room(max_tokens: int) -> None:
     with pytest.raises(ContextTooLong) as caught:
-        prompt_limit(8000, 8192, max_tokens)
+        budget(8000, 8192, max_tokens)
     assert caught.value.helpful == {"limit": 8192, "needed": max_tokens + 1}

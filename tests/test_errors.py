@@ -63,8 +63,13 @@ def test_any_string_that_is_no_live_session(gateway: Gateway, session_id: str) -
 
 
 def test_context_too_long(session: SessionOf) -> None:
+    body = session.refused(400, "context_too_long", "/chat", message="слово " * 20_000, max_tokens=1)
+    assert body["limit"] == 8000
+    assert "увеличьте MAX_CONTEXT_TOKENS" in body["detail"]
     body = session.refused(400, "context_too_long", "/chat", message="слово " * 20_000)
     assert body["limit"] == 7680
+    assert "уменьшите max_tokens" in body["detail"]
+    assert "MAX_CONTEXT_TOKENS" not in body["detail"], "it would not help"
     assert body["needed"] > 7680
     assert session.contents() == []
 
@@ -77,6 +82,7 @@ def test_max_tokens_too_large(session: SessionOf) -> None:
 
 def test_not_found_and_method_not_allowed(gateway: Gateway) -> None:
     problem(gateway.http.get("/nowhere"), 404, "not_found")
+    problem(gateway.post("/chat/"), 404, "not_found")
     response = gateway.http.get("/chat")
     problem(response, 405, "method_not_allowed")
     assert response.headers["allow"] == "POST"
@@ -115,11 +121,12 @@ BAD_CHATS: list[tuple[dict[str, Any], str, str]] = [
     ({"message": "а", "temperature": "0"}, "temperature", "нужно число"),
     ({"message": "а", "stream": "yes"}, "stream", "true или false"),
     ({"message": "а", "extra": []}, "extra", "объект"),
-    ({"message": "а", "top_p": 1}, "top_p", "такого поля нет"),
-    ({"message": "а", "extra": {"messages": [], "n": 2}}, "extra.messages", "управляет шлюз"),
+    ({"message": "а", "top_p": 1}, "top_p", "передавайте в extra"),
+    ({"message": "а", "extra": {"messages": [], "n": 2}}, "extra.messages", "Историю ведёт сам шлюз"),
     ({"message": "а", "extra": {"max_tokens": 5}}, "extra.max_tokens", "рядом с message"),
     ({"message": "а", "extra": {"top_pp": 1}}, "extra.top_pp", "top_p"),
-    ({"message": "а", "extra": {"я" * 300_000: 1}}, "extra." + "я" * 64, "я"),
+    ({"message": "а", "extra": {"я" * 300_000: 1}}, "extra." + "я" * 64, "молча пропустил бы его."),
+    ({"message": "а", "temperature": 3}, "temperature", "не больше 2."),
 ]
 
 
@@ -135,6 +142,7 @@ def test_invalid_request_names_the_field(session: SessionOf, body: dict[str, Any
 
 RAW_BODIES = {
     "not JSON": b"{",
+    "a comma too many": b'{"message": "x",}',
     "empty": b"",
     "not an object": b"[]",
     "a string": b'"x"',
@@ -344,9 +352,11 @@ def test_what_came_before_a_failure_in_the_same_read_is_passed_on(session: Sessi
 
 
 def test_an_unreachable_vllm_is_no_wrong_key(start_gateway: StartGateway) -> None:
-    with start_gateway(vllm_base_url=f"{unused_url()}/v1") as gateway:
+    url = f"{unused_url()}/v1"
+    with start_gateway(vllm_base_url=url) as gateway:
         body = gateway.refused(503, "upstream_unavailable", "/init_session", vllm_api_key=KEY)
         assert "docker compose logs vllm" in body["detail"]
+        assert url in body["detail"]
 
 
 def test_a_vllm_that_goes_away_between_turns(gateway: Gateway, upstream: Upstream) -> None:

@@ -37,6 +37,22 @@ def test_a_vllm_that_is_not_there_degrades_but_does_not_kill(start_gateway: Star
         assert "загружает модель" in problem(gateway.http.get("/ready"), 503, "upstream_unavailable")["detail"]
 
 
+def test_a_vllm_that_never_answered_is_in_the_log(
+    start_gateway: StartGateway, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = f"{unused_url()}/v1"
+    with start_gateway(vllm_base_url=url):
+        wait_until(lambda: "vLLM пока не отвечает" in caplog.text)
+    assert url in caplog.text
+
+
+def test_a_keyless_vllm_with_another_model_is_warned_of(upstream: Upstream, start_gateway: StartGateway) -> None:
+    upstream.script.key = None
+    with start_gateway(vllm_model_name="another") as gateway:
+        wait_until(lambda: len(gateway.http.get("/health").json()["warnings"]) == 2)
+        assert "another" in gateway.http.get("/health").json()["warnings"][1]
+
+
 def test_an_unhealthy_vllm(gateway: Gateway, vllm: ScriptedVLLM) -> None:
     vllm.healthy = False
     assert "503" in gateway.http.get("/health").json()["vllm"]
