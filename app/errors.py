@@ -205,7 +205,6 @@ class UpstreamUnavailable(Upstream):
     status = 503
     code = "upstream_unavailable"
     title = "vLLM недоступен"
-    detail = f"vLLM не отвечает: он ещё загружает модель, не запущен, или VLLM_BASE_URL неверен. {SEE_VLLM_LOG}"
 
 
 class UpstreamTimeout(Upstream):

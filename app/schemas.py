@@ -76,8 +76,7 @@ class ChatBody(SessionBody):
         Field(ge=0, le=2, allow_inf_nan=False, description="Нет поля — действует generation_config.json самой модели."),
     ] = None
     extra: Annotated[
-        dict[str, Any] | None,
-        AfterValidator(lambda extra: extra and _check_extra(extra)),
+        Annotated[dict[str, Any], AfterValidator(_check_extra)] | None,
         Field(description="Другие параметры vLLM: top_p, repetition_penalty, chat_template_kwargs, response_format …"),
     ] = None
     stream: Annotated[bool, Field(description="true — ответ потоком server-sent events.")] = False

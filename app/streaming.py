@@ -1,8 +1,7 @@
 """Turns as HTTP responses: JSON or server-sent events, and the stop when the client goes away."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
@@ -38,13 +37,13 @@ class TurnResponse(Response):
             await answer(scope, receive, send)
 
     async def _answer_json(self, receive: Receive) -> JSONResponse:
-        async with self._turn as turn, _cancel_on_disconnect(receive, turn.cancel):
+        async with self._turn as turn, running(_cancel_on_disconnect(receive, turn)):
             result = await turn.reply()
         return JSONResponse(chat_answer(result, turn.expires_in))
 
     async def _answer_stream(self, receive: Receive, send: Send) -> None:
         stream = EventStream(send)
-        async with self._turn as turn, _cancel_on_disconnect(receive, turn.cancel), stream.kept_alive():
+        async with self._turn as turn, running(_cancel_on_disconnect(receive, turn)), running(stream.keep_alive()):
             result = await turn.stream(stream)
         await stream.close(sse.encode("done", chat_answer(result, turn.expires_in)))
 
@@ -82,13 +81,8 @@ class EventStream:
         """Send the last event."""
         await self._send({"type": "http.response.body", "body": last, "more_body": False})
 
-    @asynccontextmanager
-    async def kept_alive(self) -> AsyncIterator[None]:
-        """Break every long silence with a comment, so that nothing on the way gives the connection up."""
-        async with running(self._keep_alive()):
-            yield
-
-    async def _keep_alive(self) -> None:
+    async def keep_alive(self) -> None:
+        """Break every long silence with a comment, for ever, so that nothing on the way gives the connection up."""
         await self._opened.wait()
         self._last_write = _now()
         while True:
@@ -101,17 +95,11 @@ class EventStream:
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
 
-@asynccontextmanager
-async def _cancel_on_disconnect(receive: Receive, cancel: Callable[[], None]) -> AsyncIterator[None]:
-    """Call `cancel` as soon as the client goes away, streaming or not."""
-
-    async def watch() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        cancel()
-
-    async with running(watch()):
-        yield
+async def _cancel_on_disconnect(receive: Receive, turn: Turn) -> None:
+    """Cancel the turn as soon as the client goes away, streaming or not."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    turn.cancel()
 
 
 def _now() -> float:

@@ -257,7 +257,7 @@ class VLLMClient:
         request: Mapping[str, Any],
         key: SecretStr,
         headers: Mapping[str, str],
-        limits: httpx2.Timeout | None = None,
+        timeouts: httpx2.Timeout | None = None,
     ) -> AsyncIterator[httpx2.Response]:
         """Send a chat request; the response is a 200 whose body is still to be read."""
         async with self._http.stream(
@@ -265,7 +265,7 @@ class VLLMClient:
             f"{self._base_url}/chat/completions",
             content=json.dumps(request, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode(),
             headers={**_authorization(key), **headers, "Content-Type": "application/json"},
-            timeout=limits or self._http.timeout,
+            timeout=timeouts or self._http.timeout,
         ) as response:
             if response.status_code != 200:
                 await _read_ok(response)

@@ -140,7 +140,9 @@ def measure(act: Act, gateway_url: str, vllm_url: str, rounds: int) -> tuple[lis
 def in_flight(metrics: httpx2.Client) -> int:
     """vLLM's own count of requests, running and waiting."""
     text = metrics.get("/metrics").text
-    return int(sum(map(float, re.findall(r"^vllm:num_requests_(?:running|waiting)\{.*?\} (\S+)$", text, re.MULTILINE))))
+    counts = re.findall(r"^vllm:num_requests_(?:running|waiting)\{.*?\} (\S+)$", text, re.MULTILINE)
+    assert len(counts) >= 2, text
+    return int(sum(map(float, counts)))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from contextlib import suppress
 from rich.console import Console
 
 from client.api import GatewayClient, GatewayError, GatewayProblem
-from client.terminal import Terminal
+from client.terminal import Terminal, as_text
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 
@@ -33,7 +33,7 @@ def main() -> int:
     options = {"max_tokens": arguments.max_tokens, "temperature": arguments.temperature}
     options = {name: value for name, value in options.items() if value is not None}
     try:
-        key = _text(os.environ.get("VLLM_API_KEY") or getpass.getpass("Ключ vLLM: "))
+        key = as_text(os.environ.get("VLLM_API_KEY") or getpass.getpass("Ключ vLLM: "))
         with GatewayClient(arguments.url) as client:
             Terminal(client, Console(), key, arguments.system, options).run()
     except GatewayError as exc:
@@ -57,7 +57,7 @@ def _parse() -> argparse.Namespace:
     url = os.environ.get("CHAT_GATEWAY_URL", DEFAULT_URL)
     parser.add_argument("-h", "--help", action="help", help="показать эту справку")
     parser.add_argument("--url", default=url, help=f"адрес шлюза (сейчас {url})")
-    parser.add_argument("--system", type=_text, metavar="ТЕКСТ", help="системный промпт вместо промпта по умолчанию")
+    parser.add_argument("--system", type=as_text, metavar="ТЕКСТ", help="системный промпт вместо промпта по умолчанию")
     parser.add_argument(
         "--max-tokens", type=_positive, metavar="N", help="наибольшее число токенов ответа (по умолчанию 512)"
     )
@@ -76,11 +76,6 @@ def _temperature(text: str) -> float:
         if 0 <= float(text) <= 2:
             return float(text)
     raise argparse.ArgumentTypeError("нужно число от 0 до 2")
-
-
-def _text(raw: str) -> str:
-    """What the terminal gave, with a sign for every byte that is no text."""
-    return raw.encode(errors="replace").decode()
 
 
 if __name__ == "__main__":

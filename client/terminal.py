@@ -67,7 +67,7 @@ class Terminal:
                 self._note("Выйти — Ctrl-D.")
                 continue
             if line.strip():
-                yield line.encode(errors="replace").decode()
+                yield as_text(line)
 
     def _turn(self, message: str) -> None:
         try:
@@ -125,6 +125,11 @@ class Terminal:
 
     def _error(self, error: GatewayError) -> None:
         self._console.print(f"\nОшибка: {error}", style="red", markup=False, highlight=False)
+
+
+def as_text(raw: str) -> str:
+    """What a terminal gave, with a sign for every byte that is no text."""
+    return raw.encode(errors="replace").decode()
 
 
 def _summary(answer: Answer, seconds: float) -> str:

@@ -120,18 +120,23 @@ def vllm(upstream: Upstream) -> ScriptedVLLM:
 StartGateway = Callable[..., AbstractContextManager[Gateway]]
 
 
-@pytest.fixture
-def start_gateway(upstream: Upstream, model_folder: Path) -> StartGateway:
-    """Starts a gateway in front of the scripted vLLM with settings of the test's own."""
+def gateways_before(vllm_url: str, model_folder: Path, timeout_seconds: float = 30) -> StartGateway:
+    """What starts gateways in front of a vLLM, with settings of the test's own."""
 
     @contextmanager
     def start(**settings: Any) -> Iterator[Gateway]:
-        defaults = {"vllm_base_url": f"{upstream.url}/v1", "tokenizer_path": str(model_folder)}
+        defaults = {"vllm_base_url": f"{vllm_url}/v1", "tokenizer_path": str(model_folder)}
         app = create_app(Settings(**{**defaults, **settings}))
-        with serve(app) as url, httpx2.Client(base_url=url, timeout=30) as http:
+        with serve(app) as url, httpx2.Client(base_url=url, timeout=timeout_seconds) as http:
             yield Gateway(url, http)
 
     return start
+
+
+@pytest.fixture
+def start_gateway(upstream: Upstream, model_folder: Path) -> StartGateway:
+    """Starts a gateway in front of the scripted vLLM."""
+    return gateways_before(upstream.url, model_folder)
 
 
 @pytest.fixture
