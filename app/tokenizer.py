@@ -64,7 +64,7 @@ class ChatTokenizer:
                 "скачайте модель целиком или укажите папку с ними в TOKENIZER_PATH"
             )
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            tokenizer = _load(folder)
         except Exception as exc:  # whatever a damaged file makes of a dozen parsers: the start fails all the same
             raise ConfigError(f"Токенизатор из папки {folder} не загружается: {_one_line(exc)}") from exc
         if not tokenizer.chat_template:
@@ -116,6 +116,18 @@ class ChatTokenizer:
         if self._backend is not None:
             return len(self._backend.encode_batch_fast([text], add_special_tokens=False)[0])
         return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _load(folder: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder, by transformers 4 or 5, whichever the vLLM beside us has."""
+    arguments = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        return AutoTokenizer.from_pretrained(folder, **arguments)
+    except ValueError as exc:
+        if "TokenizersBackend" not in str(exc):
+            raise
+        # Folders saved by transformers 5 name by this word what transformers 4 calls PreTrainedTokenizerFast.
+        return PreTrainedTokenizerFast.from_pretrained(folder, **arguments)
 
 
 def template_arguments(extra: Mapping[str, Any]) -> dict[str, Any]:

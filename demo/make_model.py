@@ -4,6 +4,7 @@ Its replies are random syllables; it is there to try the gateway, not to talk. R
 torch and transformers: `python demo/make_model.py FOLDER`.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -83,11 +84,18 @@ def unreadable_token_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
     return [token_id for token_id in range(len(tokenizer)) if token_id < 2 or token_id not in readable]
 
 
+def name_tokenizer_class(config: Path) -> None:
+    """Name the tokenizer's class as transformers 4 knows it too: 5 writes a name of its own for the same class."""
+    content = json.loads(config.read_text(encoding="utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    config.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     """Write the folder named by the first argument."""
     folder = Path(sys.argv[1])
     tokenizer = make_tokenizer()
     tokenizer.save_pretrained(folder)
+    name_tokenizer_class(folder / "tokenizer_config.json")
     make_model(len(tokenizer), tokenizer.eos_token_id, unreadable_token_ids(tokenizer)).save_pretrained(folder)
 
 
