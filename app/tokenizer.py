@@ -52,26 +52,30 @@ class ChatTokenizer:
             ConfigError: the folder is absent, has no tokenizer files, is damaged or lacks a chat template.
         """
         try:
-            files = {path.name for path in Path(folder).iterdir()}
+            paths = list(Path(folder).iterdir())
         except OSError as exc:
             raise ConfigError(
                 f"Папка модели {folder} не читается ({exc.strerror}): положите модель туда, дайте к ней доступ "
                 "(chmod -R a+rX) или укажите другую папку в TOKENIZER_PATH"
             ) from exc
+        files = {path.name for path in paths}
         if files.isdisjoint(_TOKENIZER_FILES):
             raise ConfigError(
                 f"В папке {folder} нет файлов токенизатора ({', '.join(_TOKENIZER_FILES[:3])} …): "
                 "скачайте модель целиком или укажите папку с ними в TOKENIZER_PATH"
             )
+        unreadable = _name_unreadable(folder, paths)
         try:
             tokenizer = _load(folder)
         except Exception as exc:  # whatever a damaged file makes of a dozen parsers: the start fails all the same
-            raise ConfigError(f"Токенизатор из папки {folder} не загружается: {_one_line(exc)}") from exc
+            raise ConfigError(unreadable or f"Токенизатор из папки {folder} не загружается: {_one_line(exc)}") from exc
         if not tokenizer.chat_template:
             raise ConfigError(
                 f"В папке {folder} нет шаблона чата (chat_template.jinja или chat_template в tokenizer_config.json): "
                 "нужна модель для диалога (instruct, chat)"
             )
+        if unreadable:
+            log.warning("%s. vLLM не от имени root их тоже не прочтёт", unreadable)
         if "config.json" not in files:
             log.warning("В папке %s нет config.json: счёт токенов может разойтись со счётом vLLM", folder)
         loaded = cls(tokenizer)
@@ -118,16 +122,29 @@ class ChatTokenizer:
         return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
+def _name_unreadable(folder: str, paths: list[Path]) -> str:
+    """Which files cannot be read, and what to do; empty where all can. Weights are often saved for their owner only."""
+    names = sorted(path.name for path in paths if not path.name.startswith(".") and not os.access(path, os.R_OK))
+    if not names:
+        return ""
+    some = ", ".join(names[:3]) + (" …" if names[3:] else "")
+    return (
+        f"В папке {folder} не читаются файлы: {some}. Если нет прав — дайте доступ (chmod -R a+rX), "
+        "если это ссылки — положите вместо них сами файлы (hf download … --local-dir)"
+    )
+
+
 def _load(folder: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder, by transformers 4 or 5, whichever the vLLM beside us has."""
-    arguments = {"local_files_only": True, "trust_remote_code": False}
+    """The tokenizer of a folder, by transformers 4 or 5, whichever the vLLM before us has."""
+    tokenizer: PreTrainedTokenizerBase
     try:
-        return AutoTokenizer.from_pretrained(folder, **arguments)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except ValueError as exc:
         if "TokenizersBackend" not in str(exc):
             raise
         # Folders saved by transformers 5 name by this word what transformers 4 calls PreTrainedTokenizerFast.
-        return PreTrainedTokenizerFast.from_pretrained(folder, **arguments)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    return tokenizer
 
 
 def template_arguments(extra: Mapping[str, Any]) -> dict[str, Any]:

@@ -136,6 +136,8 @@ def broken_folder(folder: Path, kind: str) -> str:
         return "/" + "x" * 5000
     if kind == "damaged":
         (folder / "tokenizer.json").write_text("{")
+    if kind == "of links to nowhere":
+        (folder / "tokenizer.json").symlink_to("../../blobs/4a5b")
     if kind == "with code of its own":
         (folder / "tokenizer.json").write_text("{}")
         (folder / "own.py").write_text("print('RAN')\nclass Own: pass\n")
@@ -152,6 +154,7 @@ def broken_folder(folder: Path, kind: str) -> str:
         ("empty", "нет файлов токенизатора"),
         ("damaged", "не загружается"),
         ("with code of its own", "не загружается"),
+        ("of links to nowhere", "положите вместо них сами файлы"),
     ],
 )
 def test_a_folder_without_a_tokenizer_stops_the_start_with_one_line_and_code_2(
@@ -188,6 +191,20 @@ def test_a_folder_without_config_json_is_warned_of(
         (tmp_path / name).write_bytes((model_folder / name).read_bytes())
     ChatTokenizer.load(str(tmp_path))
     assert "config.json" in caplog.text
+
+
+def test_weights_that_vllm_will_not_read_are_warned_of(
+    tmp_path: Path, model_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for path in model_folder.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / ".cache").symlink_to("nowhere")
+    ChatTokenizer.load(str(tmp_path))
+    assert "не читаются" not in caplog.text
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors").symlink_to("../../blobs/4a5b")
+    ChatTokenizer.load(str(tmp_path))
+    assert "не читаются файлы: model.safetensors. " in caplog.text
 
 
 def test_several_worker_processes_are_refused(model_folder: Path) -> None:
