@@ -121,6 +121,15 @@ def _configure_logging(level: str) -> None:
     """Our own lines at `level`; libraries only when something is wrong (httpcore2 would log headers, so keys)."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("app").setLevel(level)
+    logging.getLogger("uvicorn.access").addFilter(_tells_something)
+
+
+def _tells_something(access: logging.LogRecord) -> bool:
+    """All but checks that went well: a container is asked every few seconds whether it lives."""
+    match access.args:
+        case (_, "GET", "/health" | "/ready", _, 200):
+            return False
+    return True
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

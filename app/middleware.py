@@ -1,5 +1,6 @@
 """What surrounds every request: its id, the bound on its body, and the one place where errors become answers."""
 
+import asyncio
 import logging
 import re
 import traceback
@@ -10,9 +11,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import sse
-from app.errors import MEDIA_TYPE, GatewayError, InternalError, RequestTooLarge
+from app.errors import MEDIA_TYPE, GatewayError, InternalError, Overloaded, RequestTooLarge
 
 log = logging.getLogger(__name__)
+
+# Time for whatever supervises the gateway to start it again.
+_RESTART_SECONDS = 5
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._~:+/=-]{1,128}")
 
@@ -74,6 +78,11 @@ class ErrorBoundary:
             await self._app(scope, receive, send_and_note)
         except GatewayError as exc:
             error = exc
+        except asyncio.CancelledError:
+            # The server is told to stop and will wait no longer; nothing else cancels a request from outside.
+            error = Overloaded(
+                "Шлюз остановлен посреди ответа. Повторите запрос, когда он запустится.", retry_after=_RESTART_SECONDS
+            )
         except Exception as exc:  # noqa: BLE001 - the outermost handler
             where = "".join(traceback.format_tb(exc.__traceback__))
             request_id = scope["state"].get("request_id")

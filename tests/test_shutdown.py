@@ -1,0 +1,108 @@
+"""SIGTERM to the gateway, started as its image starts it: soon over, and every client is told."""
+
+import json
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from demo.stand import Server, free_port
+from tests.conftest import Gateway, Upstream, problem
+from tests.scripted_vllm import ScriptedVLLM, delta, streamed, whole
+from tests.servers import wait_until
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def command_of_the_image(port: int) -> list[str]:
+    """The image's own, but for where it listens and how long it waits."""
+    [line] = re.findall(r"^CMD (\[.*\])$", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
+    words: list[str] = json.loads(line)
+    for option, value in (("--host", "127.0.0.1"), ("--port", str(port)), ("--timeout-graceful-shutdown", "1")):
+        words[words.index(option) + 1] = value
+    return [sys.executable, "-m", *words]
+
+
+@pytest.fixture
+def server(upstream: Upstream, model_folder: Path) -> Iterator[Server]:
+    port = free_port()
+    environ = {"VLLM_BASE_URL": f"{upstream.url}/v1", "TOKENIZER_PATH": str(model_folder)}
+    with Server("gateway-shutdown", command_of_the_image(port), environ, port, "/ready") as started:
+        started.wait_until_ready()
+        yield started
+
+
+@pytest.fixture
+def gateway(server: Server) -> Iterator[Gateway]:
+    with httpx2.Client(base_url=server.url, timeout=30) as http:
+        yield Gateway(server.url, http)
+
+
+def check_it_ended_well(server: Server, vllm: ScriptedVLLM) -> None:
+    # uvicorn ends by the signal that it was sent; where it is the container's first process that is a plain 0.
+    assert server.process.wait(10) in {0, -signal.SIGTERM}
+    assert "Traceback" not in server.log.read_text(encoding="utf-8")
+    wait_until(lambda: vllm.running == 0)
+
+
+def test_an_idle_gateway_ends_at_once(server: Server, vllm: ScriptedVLLM) -> None:
+    server.process.terminate()
+    check_it_ended_well(server, vllm)
+
+
+def test_checks_that_go_well_are_not_logged(server: Server, gateway: Gateway) -> None:
+    """Docker asks every few seconds, and the log is of bounded size."""
+    gateway.open()
+    gateway.http.get("/health")
+    gateway.http.get("/nothing")
+    server.stop()
+    log = server.log.read_text(encoding="utf-8")
+    assert '"POST /init_session' in log
+    assert '"GET /nothing' in log
+    assert '"GET /health' not in log
+    assert '"GET /ready HTTP/1.1" 200' not in log
+
+
+def test_a_stream_ends_with_an_error(server: Server, gateway: Gateway, vllm: ScriptedVLLM) -> None:
+    vllm.scripts.append(streamed([delta(content="Пока"), 60.0]))
+    with gateway.open().stream("?") as source:
+        events = iter(source)
+        assert next(events).json() == {"text": "Пока"}
+        server.process.terminate()
+        [last] = events
+    error: Any = last.json()
+    assert (last.event, error["code"], error["status"]) == ("error", "overloaded", 503)
+    assert "остановлен" in error["detail"]
+    check_it_ended_well(server, vllm)
+
+
+def test_a_json_answer_becomes_an_error(server: Server, gateway: Gateway, vllm: ScriptedVLLM) -> None:
+    answer = whole("поздно")
+    answer.delay = 60.0
+    vllm.scripts.append(answer)
+    session = gateway.open()
+    with ThreadPoolExecutor() as threads:
+        waiting = threads.submit(gateway.post, "/chat", session_id=session.id, message="?")
+        wait_until(lambda: vllm.running == 1)
+        server.process.terminate()
+        response = waiting.result()
+    assert problem(response, 503, "overloaded")["retry_after"] == int(response.headers["retry-after"])
+    check_it_ended_well(server, vllm)
+
+
+def test_a_turn_that_ends_in_time_is_answered(server: Server, gateway: Gateway, vllm: ScriptedVLLM) -> None:
+    vllm.scripts.append(streamed([delta(content="Успел"), 0.5, delta("stop", content="")]))
+    with gateway.open().stream("?") as source:
+        events = iter(source)
+        next(events)
+        server.process.terminate()
+        [last] = events
+    answer: Any = last.json()
+    assert (last.event, answer["reply"]) == ("done", "Успел")
+    check_it_ended_well(server, vllm)
