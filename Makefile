@@ -2,13 +2,37 @@ PYTHON ?= python3
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo gateway test lint bench clean
+.PHONY: help demo up down logs ps gateway test lint bench clean
 
 help: ## показать эту справку
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: ## поднять vLLM на процессоре и шлюз, открыть разговор; выход остановит всё
 	@$(PYTHON) -m demo
+
+up: docker-compose.yaml .env model ## собрать образы, если их нет, и запустить стенд
+	@docker compose up --detach
+	@address=$$(docker compose port gateway 8080 | sed 's/^0\.0\.0\.0/127.0.0.1/'); \
+		echo "Шлюз: http://$$address. Модель загружается; когда можно говорить, скажет curl http://$$address/ready"; \
+		echo "Разговор: docker compose exec gateway python -m client. Журнал: make logs. Остановить: make down"
+
+down: ## остановить стенд и удалить его контейнеры
+	@docker compose down
+
+logs: ## показывать журналы стенда; Ctrl-C — перестать
+	@docker compose logs --follow --tail 100
+
+ps: ## показать состояние стенда
+	@docker compose ps
+
+docker-compose.yaml:
+	@echo "Нет docker-compose.yaml. Сделайте: cp docker-compose.example.yaml docker-compose.yaml" >&2; exit 1
+
+.env:
+	@echo "Нет .env. Сделайте: cp .env.example .env — и задайте в нём VLLM_API_KEY" >&2; exit 1
+
+model:
+	@echo "Нет папки model. Положите в неё модель: веса, config.json, токенизатор, шаблон чата" >&2; exit 1
 
 gateway: ## подготовить окружение шлюза и клиента (.venv), без vLLM
 	@$(PYTHON) -m demo.environments gateway
@@ -22,6 +46,8 @@ lint: ## проверить стиль, формат и типы
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy app client tests bench demo
+	@.venv/bin/hadolint Dockerfile Dockerfile.vllm
+	@.venv/bin/shellcheck .ci/run
 
 bench: ## измерить, за сколько остановка ответа доходит до vLLM
 	@$(PYTHON) -m demo.environments gateway vllm

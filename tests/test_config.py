@@ -1,12 +1,10 @@
-"""Settings: defaults, refusals that say what to do, and one truth in code, .env.example and README."""
+"""Settings: defaults, and refusals that say what to do."""
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,17 +12,6 @@ from app.config import ConfigError, Settings, load_settings
 from app.tokenizer import ChatTokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
-VLLM_ONLY = {"VLLM_API_KEY", "VLLM_MAX_MODEL_LEN", "VLLM_EXTRA_ARGS"}
-
-
-def defaults() -> dict[str, Any]:
-    return {name.upper(): field.default for name, field in Settings.model_fields.items()}
-
-
-def as_text(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ",".join(value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def test_the_documented_defaults() -> None:
@@ -212,50 +199,3 @@ def test_several_worker_processes_are_refused(model_folder: Path) -> None:
     assert "сессии живут в памяти одного процесса" in result.stderr
     assert "Application startup complete" not in result.stderr
     assert start(WEB_CONCURRENCY="2", TOKENIZER_PATH=str(model_folder)).returncode != -9
-
-
-# --- one truth ---
-
-
-def env_example() -> dict[str, tuple[str, bool]]:
-    """Variable: (value, whether it is active)."""
-    lines = (ROOT / ".env.example").read_text(encoding="utf-8").splitlines()
-    found = {}
-    for line in lines:
-        if match := re.fullmatch(r"(#?)([A-Z_]+)=(.*)", line):
-            found[match[2]] = (match[3], not match[1])
-    return found
-
-
-def readme_table() -> dict[str, str]:
-    """Variable: default, from the settings table of README.md."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    return dict(re.findall(r"^\| `([A-Z_]+)` \| (.+?) \|", readme, re.MULTILINE))
-
-
-def test_env_example_holds_every_setting_with_its_default() -> None:
-    example = env_example()
-    assert set(example) == set(defaults()) | VLLM_ONLY
-    for name, default in defaults().items():
-        assert example[name][0] == as_text(default), name
-    active = {name: value for name, (value, is_active) in example.items() if is_active}
-    assert active == {
-        "VLLM_API_KEY": "INTERNAL_VLLM_KEY",
-        "MAX_CONTEXT_TOKENS": "8000",
-        "SESSION_TTL_SECONDS": "600",
-        "VLLM_MAX_MODEL_LEN": "8192",
-    }
-
-
-def test_the_readme_table_holds_every_setting_with_its_default() -> None:
-    table = readme_table()
-    assert set(table) == set(defaults())
-    for name, default in defaults().items():
-        shown = table[name].strip("`")
-        assert shown == (as_text(default) or "пусто"), name
-
-
-def test_every_setting_of_the_example_is_a_possible_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, (value, _) in env_example().items():
-        monkeypatch.setenv(name, value)
-    assert load_settings() == Settings()

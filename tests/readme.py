@@ -1,0 +1,78 @@
+"""The README as a person uses it: its sections, and its walk through the API typed as written."""
+
+import json
+import re
+import subprocess
+import textwrap
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+_BLOCK = re.compile(r"^ *```(bash|json|text)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+_MARK = "\n--- конец шага ---\n"
+
+
+def section(title: str) -> str:
+    """The text of a section, up to the next one of its level or above."""
+    [heading] = re.findall(rf"^(#+) {re.escape(title)}$", README, re.MULTILINE)
+    text = README.split(f"\n{heading} {title}\n")[1]
+    return re.split(rf"^#{{1,{len(heading)}}} ", text, maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def commands(title: str) -> list[str]:
+    """The blocks of commands in a section."""
+    return [textwrap.dedent(content) for form, content in _BLOCK.findall(section(title)) if form == "bash"]
+
+
+def walk() -> list[tuple[str, str, str]]:
+    """(command, form of the answer, answer) of each step through the API; the answer may be absent."""
+    steps: list[tuple[str, str, str]] = []
+    for form, content in _BLOCK.findall(section("API по шагам")):
+        if form == "bash":
+            steps.append((content, "", ""))
+        else:
+            steps[-1] = (steps[-1][0], form, content)
+    return steps
+
+
+def type_the_walk(gateway_url: str, key: str, folder: Path) -> str:
+    """Type every command of the walk and compare the form of each answer; returns all that was shown."""
+    steps = walk()
+    assert len(steps) >= 13
+    script = "set -e\n" + "".join(f"{command}printf '%s' '{_MARK}'\n" for command, _, _ in steps)
+    result = subprocess.run(
+        ["bash", "-c", script],
+        env={"PATH": "/usr/local/bin:/usr/bin:/bin", "GATEWAY": gateway_url, "KEY": key, "LANG": "C.UTF-8"},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    for (command, form, documented), output in zip(steps, result.stdout.split(_MARK), strict=False):
+        if form == "json":
+            assert _shape(json.loads(output)) == _shape(json.loads(documented)), command
+        elif form == "text":
+            assert _event_names(output) == _event_names(documented) == ["delta", "done"], command
+        else:
+            assert output == "", command
+    return result.stdout
+
+
+def _shape(value: Any) -> Any:
+    """What stays of an answer without its particular words and numbers."""
+    match value:
+        case dict():
+            return {name: _shape(member) for name, member in value.items()}
+        case list():
+            return [_shape(member) for member in value]
+        case _:
+            return type(value).__name__
+
+
+def _event_names(text: str) -> list[str]:
+    """Names of a stream's events; how many pieces come is the model's affair."""
+    names = re.findall(r"^event: (\w+)$", text, re.MULTILINE)
+    return sorted(set(names), key=names.index)

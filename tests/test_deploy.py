@@ -1,0 +1,170 @@
+"""One truth in the code, .env.example, the README and the files of the stand; and what those files promise."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+import yaml
+
+from app.config import Settings, load_settings
+from tests.readme import ROOT, commands, section
+
+EXAMPLE = ROOT / "docker-compose.example.yaml"
+CPU = ROOT / "deploy" / "docker-compose.cpu.yaml"
+
+# Lines of .env.example that are no defaults but something else to choose.
+CHOICES = {
+    "COMPOSE_FILE": "docker-compose.yaml:deploy/docker-compose.cpu.yaml",
+    "BASE_IMAGE": "pytorch/pytorch:2.13.0-cuda13.0-cudnn9-runtime",
+    "VLLM_VERSION": "0.32.0",
+}
+
+
+def defaults_of_the_gateway() -> dict[str, str]:
+    """Variable: default, as it would be written into .env."""
+    return {name.upper(): as_text(field.default) for name, field in Settings.model_fields.items()}
+
+
+def as_text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def defaults_of_the_stand() -> dict[str, str]:
+    """Variable: default, of all that the compose files put in by `${NAME:-default}`."""
+    text = EXAMPLE.read_text(encoding="utf-8") + CPU.read_text(encoding="utf-8")
+    found = re.findall(r"\$\{(\w+):-([^}]*)\}", text)
+    for name, default in found:
+        assert dict(found)[name] == default, f"two defaults of {name}"
+    return dict(found)
+
+
+def env_example() -> dict[str, tuple[str, bool]]:
+    """Variable: (value, whether it is active)."""
+    lines = (ROOT / ".env.example").read_text(encoding="utf-8").splitlines()
+    return {
+        match[2]: (match[3], not match[1]) for line in lines if (match := re.fullmatch(r"(#?)([A-Z_]+)=(.*)", line))
+    }
+
+
+def readme_table(title: str) -> dict[str, str]:
+    """Variable: default, from the table in a section of the README."""
+    rows = re.findall(r"^\| `([A-Z_]+)` \| (.+?) \|", section(title), re.MULTILINE)
+    return {name: "" if default == "пусто" else default.strip("`") for name, default in rows}
+
+
+def service(name: str) -> Any:
+    """A service of the stand, nothing put in for variables."""
+    return yaml.safe_load(EXAMPLE.read_text(encoding="utf-8"))["services"][name]
+
+
+def arguments(dockerfile: str) -> dict[str, str]:
+    """ARG lines of a Dockerfile."""
+    return dict(re.findall(r"^ARG (\w+)=(.*)$", (ROOT / dockerfile).read_text(encoding="utf-8"), re.MULTILINE))
+
+
+# --- one truth ---
+
+
+def test_env_example_holds_every_variable_with_its_default() -> None:
+    example = env_example()
+    defaults = {**defaults_of_the_stand(), **defaults_of_the_gateway(), **CHOICES}
+    assert set(example) == set(defaults) | {"VLLM_API_KEY"}
+    assert {name: value for name, (value, _) in example.items() if name != "VLLM_API_KEY"} == defaults
+    assert {name: value for name, (value, is_active) in example.items() if is_active} == {
+        "VLLM_API_KEY": "INTERNAL_VLLM_KEY",
+        "MAX_CONTEXT_TOKENS": "8000",
+        "SESSION_TTL_SECONDS": "600",
+        "VLLM_MAX_MODEL_LEN": "8192",
+    }
+
+
+def test_the_block_of_the_readme_is_the_active_part_of_env_example() -> None:
+    [block] = [command for command in commands("Подготовка") if command.startswith("cat > .env")]
+    written = dict(re.findall(r"^([A-Z_]+)=(.*)$", block, re.MULTILINE))
+    assert written == {name: value for name, (value, is_active) in env_example().items() if is_active}
+
+
+def test_the_readme_tables_hold_every_variable_with_its_default() -> None:
+    assert readme_table("Настройки шлюза") == defaults_of_the_gateway()
+    stand = {name: value for name, value in defaults_of_the_stand().items() if name not in defaults_of_the_gateway()}
+    choices = {"COMPOSE_FILE": "docker-compose.yaml"}
+    key = {"VLLM_API_KEY": "нет, нужен свой"}
+    assert readme_table("Настройки vLLM и стенда") == {**stand, **choices, **key}
+
+
+def test_the_gateway_is_given_its_settings_and_no_key() -> None:
+    environment = service("gateway")["environment"]
+    assert set(environment) == set(defaults_of_the_gateway()) | {"HF_HUB_OFFLINE"}
+    passed_through = {name for name, value in environment.items() if value is None}
+    assert set(environment) - passed_through == {"TOKENIZER_PATH", "HF_HUB_OFFLINE"}
+
+
+def test_images_are_built_as_the_stand_says() -> None:
+    stand = defaults_of_the_stand()
+    assert arguments("Dockerfile.vllm") == {name: stand[name] for name in ("BASE_IMAGE", "VLLM_VERSION")}
+    assert arguments("Dockerfile") == {name: stand[name] for name in ("VLLM_VERSION", "TRANSFORMERS_VERSION")}
+    cpu = CPU.read_text(encoding="utf-8")
+    for line in (f"VLLM_VERSION: {CHOICES['VLLM_VERSION']}", f"}}:v{CHOICES['VLLM_VERSION']}"):
+        assert line in cpu
+
+
+def test_every_value_of_the_example_is_a_possible_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, (value, _) in env_example().items():
+        monkeypatch.setenv(name, value)
+    assert load_settings() == Settings()
+
+
+# --- what the files promise ---
+
+
+@pytest.mark.parametrize("name", ["gateway", "vllm"])
+def test_a_service_has_no_more_rights_than_it_needs(name: str) -> None:
+    definition = service(name)
+    assert definition["read_only"] is True
+    assert definition["cap_drop"] == ["ALL"]
+    assert definition["security_opt"] == ["no-new-privileges:true"]
+    assert definition["logging"]["options"].keys() == {"max-size", "max-file"}
+    [model] = definition["volumes"]
+    assert (model["source"], model["target"], model["read_only"]) == ("./model", "/app/model", True)
+
+
+def test_only_the_gateway_can_be_reached() -> None:
+    assert service("gateway")["ports"] == ["${GATEWAY_PORT:-8080}:8080"]
+    assert "ports" not in service("vllm")
+    assert service("vllm")["networks"] == ["backend"]
+
+
+def test_the_key_is_on_no_command_line() -> None:
+    assert "KEY" not in json.dumps([service("vllm")["command"], service("gateway").get("command", "")])
+    assert service("vllm")["environment"]["VLLM_API_KEY"].startswith("${VLLM_API_KEY:?")
+
+
+@pytest.mark.parametrize("dockerfile", ["Dockerfile", "Dockerfile.vllm"])
+def test_an_image_runs_as_nobody_special_and_gets_signals(dockerfile: str) -> None:
+    lines = (ROOT / dockerfile).read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if line.startswith("USER ")] == ["USER 10001:10001"]
+    programs = [line.split(" ", 1)[1] for line in lines if line.startswith(("CMD ", "ENTRYPOINT "))]
+    for program in programs:
+        assert isinstance(json.loads(program), list), "a shell in between would not pass SIGTERM on"
+
+
+def test_nothing_private_gets_into_an_image() -> None:
+    rules = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    let_in = [rule for rule in rules if rule.startswith("!")]
+    assert next(rule for rule in rules if not rule.startswith("#")) == "*"
+    assert let_in == ["!requirements.txt", "!app", "!client"]
+
+
+def test_no_torch_in_the_gateway() -> None:
+    for requirements in (ROOT / "requirements.txt", ROOT / "client" / "requirements.txt"):
+        assert not re.search(r"^torch\b", requirements.read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def test_the_root_of_the_repository_is_described() -> None:
+    described = set(re.findall(r"^\| `([^`]+)`", section("Что в репозитории"), re.MULTILINE))
+    for name in described:
+        assert (ROOT / name).exists(), name
+    assert {"app/", "client/", "deploy/", "Dockerfile", "Dockerfile.vllm", "docker-compose.example.yaml"} <= described
