@@ -1,9 +1,12 @@
 """Fixtures: a model folder, a scripted vLLM, gateways in front of it, and sessions on them."""
 
 import os
+import shutil
+import subprocess
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,10 @@ from demo.stand import generated_model
 from tests.scripted_vllm import KEY, ScriptedVLLM
 from tests.servers import serve, wait_until
 
-SHARED_TOKENIZERS = Path(__file__).resolve().parents[2] / "shared" / "tokenizers"
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+SHARED_TOKENIZERS = SHARED / "tokenizers"
+# What tests of a marker need beside the project.
+NEEDS = {"shared_tokenizers": SHARED_TOKENIZERS, "docker": SHARED / "docker"}
 
 
 @dataclass
@@ -161,17 +167,32 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+def lacking(item: pytest.Item) -> Path | None:
+    """What a test needs beside the project and is not there."""
+    needed = [folder for marker, folder in NEEDS.items() if item.get_closest_marker(marker)]
+    return next((folder for folder in needed if not folder.is_dir()), None)
+
+
+@cache
+def docker_runs() -> bool:
+    """Whether there is an engine to talk to."""
+    return shutil.which("docker") is not None and (
+        subprocess.run(["docker", "info"], capture_output=True, check=False).returncode == 0
+    )
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what needs the shared test data where that is absent."""
-    if item.get_closest_marker("shared_tokenizers") and not SHARED_TOKENIZERS.is_dir():
-        pytest.skip(f"no test data at {SHARED_TOKENIZERS}")
+    """Skip what cannot run here, saying why."""
+    if folder := lacking(item):
+        pytest.skip(f"there is no {folder}")
+    if item.get_closest_marker("docker") and not docker_runs():
+        pytest.skip("no Docker engine runs")
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """In CI a skipped test is a failed one, unless it needs the shared test data where that is absent."""
+    """In CI a skipped test is a failed one, unless what it needs beside the project is absent."""
     report = yield
-    excused = item.get_closest_marker("shared_tokenizers") is not None and not SHARED_TOKENIZERS.is_dir()
-    if report.skipped and os.environ.get("CI") and not excused:
+    if report.skipped and os.environ.get("CI") and not lacking(item):
         report.outcome = "failed"
     return report

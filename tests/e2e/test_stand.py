@@ -1,0 +1,346 @@
+"""The stand on a real Docker engine, from the shipped files, as the README says to use them.
+
+The engine has no image registry: images of the names that the Dockerfiles build on are made on the machine
+(`../shared/docker`), with the real vLLM for the CPU in place of the one for CUDA.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pexpect
+import pytest
+
+from tests.conftest import Gateway, SessionOf
+from tests.readme import ROOT, commands, type_the_walk
+from tests.servers import wait_until
+
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
+
+KEY = "kljuch-kotoryj-nikto-ne-ugadaet"
+SECRET_TEXT = "тайна, которой не место в журнале"
+URL = "http://127.0.0.1:8080"
+CPU_IMAGE = "public.ecr.aws/q9t5s3a7/vllm-cpu-release-repo:v0.32.0"
+LONG = {"max_tokens": 6000, "extra": {"ignore_eos": True}}
+
+
+class Stand:
+    """A copy of what is shipped, in a folder of its own."""
+
+    def __init__(self, folder: Path, model: Path) -> None:
+        self.folder = folder
+        shipped = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
+        for name in shipped.decode().strip("\0").split("\0"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+        shutil.copytree(model, folder / "model")
+        # As transformers 5 saves it; the gateway of the default pair has transformers 4.
+        config = folder / "model" / "tokenizer_config.json"
+        content = json.loads(config.read_text()) | {"tokenizer_class": "TokenizersBackend"}
+        config.write_text(json.dumps(content))
+
+    def type(self, command: str, **environ: str) -> str:
+        """Type a command; returns what it printed. It must succeed."""
+        result = self.try_to(command, **environ)
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout
+
+    def try_to(self, command: str, **environ: str) -> "subprocess.CompletedProcess[str]":
+        """Type a command that may fail."""
+        return subprocess.run(
+            ["bash", "-c", command],
+            cwd=self.folder,
+            env={"PATH": os.environ["PATH"], "HOME": str(self.folder), **environ},
+            capture_output=True,
+            text=True,
+            timeout=500,
+            check=False,
+        )
+
+    def inspect(self, service: str) -> Any:
+        """What Docker knows of a service's container."""
+        container = self.type(f"docker compose ps --all --quiet {service}").strip()
+        [details] = json.loads(self.type(f"docker inspect {container}"))
+        return details
+
+    def set(self, **values: str) -> None:
+        """Change lines of .env."""
+        path = self.folder / ".env"
+        lines = [line for line in path.read_text().splitlines() if line.partition("=")[0] not in values]
+        path.write_text("\n".join([*lines, *(f"{name}={value}" for name, value in values.items())]) + "\n")
+
+
+def answers(url: str, path: str = "/ready") -> bool:
+    try:
+        return httpx2.get(url + path, timeout=5).status_code == 200
+    except httpx2.TransportError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def stand(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Iterator[Stand]:
+    """Prepared as the README says, built, started, and ready."""
+    prepared = Stand(tmp_path_factory.mktemp("stand"), model_folder)
+    download, *steps, start, _check = commands("Подготовка")
+    assert "hf download" in download  # there is no internet here; the model lies there already
+    for step in steps:
+        prepared.type(step)
+    prepared.set(VLLM_API_KEY=KEY)
+    prepared.type("docker compose build")
+    prepared.type("docker compose down --timeout 5")  # of an earlier run that was cut short
+    try:
+        prepared.type(start)
+        # In place of a GPU the processor works, and the gateway must not wait for it: as the override for the CPU says.
+        prepared.type("docker update --cpu-shares 64 $(docker compose ps --quiet vllm)")
+        wait_until(lambda: answers(URL), 240)
+        yield prepared
+    finally:
+        prepared.type("docker compose down --timeout 5")
+
+
+@pytest.fixture
+def gateway(stand: Stand) -> Iterator[Gateway]:  # noqa: ARG001 - it only has to run
+    with httpx2.Client(base_url=URL, timeout=60) as http:
+        wait_until(lambda: answers(URL), 240)
+        yield Gateway(URL, http)
+
+
+@pytest.fixture
+def session(gateway: Gateway) -> SessionOf:
+    return gateway.open(vllm_api_key=KEY)
+
+
+def logs(stand: Stand) -> str:
+    return stand.type("docker compose logs --no-color 2>&1")
+
+
+# --- the files ---
+
+
+@pytest.mark.parametrize("cpu", [False, True])
+@pytest.mark.parametrize("env", ["as shipped", "with all that is commented out", "with the newer pair"])
+def test_compose_accepts_every_combination(tmp_path: Path, model_folder: Path, env: str, cpu: bool) -> None:  # noqa: FBT001
+    stand = Stand(tmp_path, model_folder)
+    stand.type("cp docker-compose.example.yaml docker-compose.yaml && cp .env.example .env")
+    lines = (tmp_path / ".env").read_text()
+    newer = ("#BASE_IMAGE=", "#VLLM_VERSION=")
+    for line in lines.splitlines():
+        wanted = env == "with all that is commented out" or (env == "with the newer pair" and line.startswith(newer))
+        if wanted and line.startswith("#") and line[1:].partition("=")[0].isidentifier() and line[1:2].isupper():
+            lines = lines.replace(line, line[1:])
+    (tmp_path / ".env").write_text(lines)
+    files = "docker-compose.yaml:deploy/docker-compose.cpu.yaml" if cpu else "docker-compose.yaml"
+    stand.type("docker compose config --quiet", COMPOSE_FILE=files)
+    services = json.loads(stand.type("docker compose config --format json", COMPOSE_FILE=files))["services"]
+    assert services.keys() == {"gateway", "vllm"}
+    reservations = services["vllm"].get("deploy", {}).get("resources", {}).get("reservations", {})
+    assert bool(reservations.get("devices")) is not cpu
+    version = "0.16.0" if env == "as shipped" and not cpu else "0.32.0"
+    assert services["gateway"]["build"]["args"]["VLLM_VERSION"] == version
+    assert services["gateway"]["image"].endswith(version)
+    assert services["vllm"]["image"].endswith(version)
+
+
+def test_without_a_key_compose_says_what_to_do(tmp_path: Path, model_folder: Path) -> None:
+    stand = Stand(tmp_path, model_folder)
+    stand.type("cp docker-compose.example.yaml docker-compose.yaml")
+    for key in ("", "VLLM_API_KEY=\n"):
+        (tmp_path / ".env").write_text(key)
+        result = stand.try_to("docker compose config --quiet")
+        assert result.returncode != 0
+        assert "Скопируйте .env.example в .env" in result.stderr
+
+
+def test_make_says_what_is_missing(tmp_path: Path, model_folder: Path) -> None:
+    stand = Stand(tmp_path, model_folder)
+    (tmp_path / "model").rename(tmp_path / "elsewhere")
+    for missing, remedy in (
+        ("docker-compose.yaml", "cp docker-compose.example.yaml docker-compose.yaml"),
+        (".env", "cp .env.example .env"),
+        ("model", "mv elsewhere model"),
+    ):
+        result = stand.try_to("make up")
+        assert result.returncode != 0
+        assert f"Нет {missing}" in result.stderr or f"Нет папки {missing}" in result.stderr
+        stand.type(remedy)
+    assert stand.try_to("make --dry-run up").returncode == 0
+
+
+def test_extra_arguments_are_split_as_in_a_shell(stand: Stand) -> None:
+    extra = """--seed 7 --override-generation-config '{"top_p": 0.9}'"""
+    shown = stand.type("docker compose config --format json", VLLM_EXTRA_ARGS=extra)
+    command = json.loads(shown)["services"]["vllm"]["command"]
+    assert command[-4:] == ["--seed", "7", "--override-generation-config", '{"top_p": 0.9}']
+    assert command[:3] == ["/app/model", "--served-model-name", "/app/model"]
+
+
+# --- at work ---
+
+
+def test_the_readmes_check_and_its_walk_through_the_api(stand: Stand, gateway: Gateway, tmp_path: Path) -> None:
+    *_, check = commands("Подготовка")
+    shown = stand.type(check)
+    assert '"status":"ok"' in shown
+    assert '"warnings":[]' in shown
+    assert "simple-chat-gateway-vllm-1" in shown
+    transcript = type_the_walk(gateway.url, KEY, tmp_path)
+    assert '"context":{"limit":' in transcript
+
+
+def test_the_count_is_vllms_with_transformers_of_either_line(stand: Stand, session: SessionOf) -> None:
+    version = "docker compose exec -T gateway python -c 'import transformers; print(transformers.__version__)'"
+    assert stand.type(version).strip().endswith("4.57.6")
+    for message in ("Привет! <|im_end|> [INST]", "Ещё 🦔\r\n\tраз   " + "очень" * 100, " "):
+        answer = session.ok("/chat", message=message, max_tokens=5)
+        assert answer["context"]["used"] == answer["input_tokens"]
+        assert answer["context"]["cached_tokens"] is not None
+
+
+@pytest.mark.parametrize("service", ["gateway", "vllm"])
+def test_a_container_has_no_rights(stand: Stand, service: str) -> None:
+    probe = "grep -E '^(Uid|Cap|NoNewPrivs)' /proc/1/status; touch /app/x /x; echo; ls -ld /app/model"
+    result = stand.try_to(f'docker compose exec -T {service} sh -c "{probe}"')
+    status = dict(line.split(":\t", 1) for line in result.stdout.splitlines() if ":\t" in line)
+    assert set(status.pop("Uid").split()) == {"10001"}
+    assert status.pop("NoNewPrivs") == "1"
+    assert len(status) == 5
+    assert {int(capabilities, 16) for capabilities in status.values()} == {0}
+    assert result.stderr.count("Read-only file system") == 2
+    details = stand.inspect(service)
+    assert details["HostConfig"]["ReadonlyRootfs"] is True
+    [model] = [mount for mount in details["Mounts"] if mount["Destination"] == "/app/model"]
+    assert model["RW"] is False
+    assert not details["HostConfig"]["Privileged"]
+
+
+def test_vllm_is_reached_by_nobody_and_reaches_nobody(stand: Stand) -> None:
+    assert not stand.inspect("vllm")["NetworkSettings"]["Ports"].get("8000/tcp")
+    out = "import socket; socket.create_connection(('1.1.1.1', 443), 3)"
+    result = stand.try_to(f'docker compose exec -T vllm python3 -c "{out}"')
+    assert "Network is unreachable" in result.stderr
+
+
+def test_the_client_in_the_image_talks(stand: Stand, gateway: Gateway) -> None:
+    del gateway  # only that it be ready
+    client = pexpect.spawn(
+        "docker",
+        ["compose", "exec", "gateway", "python", "-m", "client"],
+        cwd=str(stand.folder),
+        encoding="utf-8",
+        timeout=30,
+    )
+    client.expect("Ключ vLLM: ")
+    client.sendline(KEY)
+    client.expect_exact("Вы> ")
+    client.sendline("Привет")
+    client.expect_exact("Привет\r\n")
+    client.expect(r"\w")
+    client.expect_exact("Вы> ")
+    client.sendeof()
+    client.expect_exact("Сессия закрыта.")
+    client.expect(pexpect.EOF)
+    client.close()
+    assert client.exitstatus == 0
+
+
+def test_neither_key_nor_messages_are_left_anywhere(stand: Stand, gateway: Gateway, session: SessionOf) -> None:
+    session.ok("/chat", message=SECRET_TEXT, max_tokens=5)
+    gateway.refused(401, "invalid_key", "/init_session", vllm_api_key=KEY + "?")
+    gateway.post("/chat", session_id=session.id, message=SECRET_TEXT, max_tokens="много")
+    written = logs(stand)
+    assert "POST /chat" in written
+    for service in ("gateway", "vllm"):
+        details = stand.inspect(service)
+        image = details["Image"]
+        written += json.dumps([details["Path"], details["Args"], details["Config"]["Cmd"]], ensure_ascii=False)
+        written += stand.type(f"docker history --no-trunc {image}; docker image inspect {image}")
+        assert KEY not in stand.type(f"docker top {details['Id']} -o pid,args")
+    for secret in (KEY, SECRET_TEXT, session.id):
+        assert secret not in written
+    assert stand.try_to(f"docker save {stand.inspect('gateway')['Image']} | grep -c {KEY}").stdout.strip() == "0"
+    assert KEY not in json.dumps(stand.inspect("gateway")), "the gateway has no key of its own"
+
+
+def test_a_killed_gateway_comes_back(stand: Stand, session: SessionOf) -> None:
+    before = stand.inspect("gateway")
+    os.kill(before["State"]["Pid"], signal.SIGKILL)
+    wait_until(lambda: stand.inspect("gateway")["RestartCount"] == before["RestartCount"] + 1, 30)
+    wait_until(lambda: answers(URL), 60)
+    session.gateway.refused(404, "session_not_found", "/history", session_id=session.id)
+
+
+def test_a_killed_vllm_comes_back_and_the_sessions_have_waited(stand: Stand, session: SessionOf) -> None:
+    session.ok("/chat", message="до", max_tokens=3)
+    gateway, vllm = stand.inspect("gateway"), stand.inspect("vllm")
+    with session.stream("во время", **LONG) as source:
+        events = iter(source)
+        next(events)
+        os.kill(vllm["State"]["Pid"], signal.SIGKILL)
+        last = list(events)[-1]
+    error: Any = last.json()
+    assert (last.event, error["code"]) == ("error", "upstream_error")
+    session.refused(503, "upstream_unavailable", "/chat", message="пока его нет")
+    assert stand.inspect("gateway")["State"]["StartedAt"] == gateway["State"]["StartedAt"]
+    wait_until(lambda: stand.inspect("vllm")["RestartCount"] == vllm["RestartCount"] + 1, 30)
+    wait_until(lambda: answers(URL), 240)
+    session.ok("/chat", message="после", max_tokens=3)
+    assert [text for text in session.contents() if text in {"до", "во время", "после"}] == ["до", "после"]
+
+
+def test_stopping_is_quick_and_clean(stand: Stand, session: SessionOf) -> None:
+    with session.stream("?", max_tokens=600, extra={"ignore_eos": True}) as source:
+        events = iter(source)
+        next(events)
+        started = time.monotonic()
+        with subprocess.Popen(["docker", "compose", "stop"], cwd=stand.folder, stderr=subprocess.DEVNULL) as stop:
+            last = list(events)[-1]
+            assert stop.wait(60) == 0
+    assert last.event == "done", "a turn in flight is given time to end"
+    assert time.monotonic() - started < 30
+    for service in ("gateway", "vllm"):
+        state = stand.inspect(service)["State"]
+        assert (state["ExitCode"], state["OOMKilled"]) == (0, False)
+    written = stand.type("docker compose logs --no-color gateway 2>&1")
+    assert "Traceback" not in written
+    assert "Application shutdown complete" in written
+
+
+def test_images_can_be_carried_to_another_machine(stand: Stand) -> None:
+    save, load = commands("Без интернета")
+    assert "$(docker compose config --images)" in save
+    stand.type("docker compose down --timeout 5")
+    image = "simple-chat-gateway:vllm-0.16.0"
+    stand.type(f"docker save {image} | gzip -1 > images.tar.gz && docker image rm {image}")
+    unpack, start = load.strip().splitlines()
+    stand.type(unpack)
+    stand.type(start)
+    wait_until(lambda: answers(URL, "/health"), 30)
+
+
+def test_without_a_gpu_and_without_a_way_out(stand: Stand, tmp_path: Path) -> None:
+    """The override for the CPU, on networks that lead nowhere; the walk comes from the machine itself."""
+    stand.type("docker compose down --timeout 5")
+    (stand.folder / "internal.yaml").write_text("networks: {default: {internal: true}}\n")
+    stand.type(f"docker tag vllm/vllm-openai:latest {CPU_IMAGE}")  # the machine's own in place of the published one
+    stand.set(COMPOSE_FILE="docker-compose.yaml:deploy/docker-compose.cpu.yaml:internal.yaml")
+    stand.type("docker compose up --detach")
+    details = stand.inspect("gateway")
+    url = f"http://{details['NetworkSettings']['Networks']['simple-chat-gateway_default']['IPAddress']}:8080"
+    try:
+        wait_until(lambda: answers(url), 240)
+        type_the_walk(url, KEY, tmp_path)
+        assert httpx2.get(f"{url}/docs").status_code == 200
+        assert stand.inspect("vllm")["Config"]["Image"] == CPU_IMAGE
+        assert stand.inspect("vllm")["Config"]["User"] == "10001:10001"
+        version = "docker compose exec -T gateway python -c 'import transformers; print(transformers.__version__)'"
+        assert stand.type(version).strip().endswith("5.19.0")
+        assert KEY not in logs(stand)
+    finally:
+        stand.type("docker compose down --timeout 5")
