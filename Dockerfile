@@ -9,17 +9,16 @@ ARG TRANSFORMERS_VERSION=
 WORKDIR /build
 COPY requirements.txt ./
 COPY client/requirements.txt client/
+# hadolint ignore=SC2086
 RUN case "${TRANSFORMERS_VERSION:-vllm-$VLLM_VERSION}" in \
-        vllm-0.14.*|vllm-0.15.*|vllm-0.16.*) version=4.57.6 ;; \
-        vllm-0.32.*) version=5.19.0 ;; \
+        vllm-0.14.*|vllm-0.15.*|vllm-0.16.*) pins="transformers==4.57.6 tokenizers==0.22.2" ;; \
+        vllm-0.32.*) pins="transformers==5.19.0 tokenizers==0.23.3" ;; \
         vllm-*) echo "Для vLLM $VLLM_VERSION задайте в .env TRANSFORMERS_VERSION: версию, с которой он ставится." >&2; exit 1 ;; \
-        *) version=$TRANSFORMERS_VERSION ;; \
+        *) pins="transformers==$TRANSFORMERS_VERSION" ;; \
     esac \
-    && if ! grep -qx "transformers==$version" requirements.txt; then \
-        sed -i -e "s/^transformers==.*/transformers==$version/" -e "/^tokenizers==/d" requirements.txt; \
-    fi \
+    && sed -i -E "/^(transformers|tokenizers)==/d" requirements.txt \
     && python -m venv --without-pip /opt/venv \
-    && pip --python /opt/venv/bin/python install --no-cache-dir -r requirements.txt -r client/requirements.txt
+    && pip --python /opt/venv/bin/python install --no-cache-dir $pins -r requirements.txt -r client/requirements.txt
 
 FROM python:3.12-slim-trixie
 
@@ -35,7 +34,8 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     HF_HUB_OFFLINE=1 \
     HF_HUB_DISABLE_TELEMETRY=1
-RUN python -m compileall -q app client
+# A checkout may be its owner's alone.
+RUN chmod -R a+rX app client && python -m compileall -q app client
 
 USER 10001:10001
 EXPOSE 8080

@@ -143,6 +143,11 @@ def _load(folder: str) -> PreTrainedTokenizerBase:
         if "TokenizersBackend" not in str(exc):
             raise
         # Folders saved by transformers 5 name by this word what transformers 4 calls PreTrainedTokenizerFast.
+        log.warning(
+            "Модель в папке %s сохранена transformers 5, а здесь 4: vLLM с transformers 4 её не загрузит. "
+            "Возьмите пару версий поновее (README, «Версии»)",
+            folder,
+        )
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     return tokenizer
 

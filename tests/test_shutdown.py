@@ -24,7 +24,7 @@ def command_of_the_image(port: int) -> list[str]:
     """The image's own, but for where it listens and how long it waits."""
     [line] = re.findall(r"^CMD (\[.*\])$", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
     words: list[str] = json.loads(line)
-    for option, value in (("--host", "127.0.0.1"), ("--port", str(port)), ("--timeout-graceful-shutdown", "1")):
+    for option, value in (("--host", "127.0.0.1"), ("--port", str(port)), ("--timeout-graceful-shutdown", "2")):
         words[words.index(option) + 1] = value
     return [sys.executable, "-m", *words]
 

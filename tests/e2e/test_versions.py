@@ -11,20 +11,17 @@ import pytest
 from tests.readme import ROOT, section
 from tests.test_deploy import CHOICES, arguments
 
+PYTHON_OF_THE_BASE = {"default": "3.11", "newer": "3.12"}
 PAIRS = {"default": arguments("Dockerfile.vllm"), "newer": CHOICES}
 
 
-def transformers_of_the_gateway(vllm_version: str) -> str:
+def pins_of_the_gateway(vllm_version: str) -> dict[str, str]:
     """What the gateway's Dockerfile picks for a vLLM."""
-    lines = re.findall(r"^ +(vllm-[^)]+)\) version=(\S+) ;;", (ROOT / "Dockerfile").read_text("utf-8"), re.MULTILINE)
-    found: list[str] = [
-        version
-        for patterns, version in lines
-        for pattern in patterns.split("|")
-        if fnmatch(f"vllm-{vllm_version}", pattern)
+    lines = re.findall(r'^ +(vllm-[^)]+)\) pins="(.+)" ;;', (ROOT / "Dockerfile").read_text("utf-8"), re.MULTILINE)
+    [pins] = [
+        pins for patterns, pins in lines for pattern in patterns.split("|") if fnmatch(f"vllm-{vllm_version}", pattern)
     ]
-    assert len(found) == 1
-    return found[0]
+    return dict(pin.split("==") for pin in pins.split())
 
 
 @pytest.mark.parametrize("pair", PAIRS)
@@ -33,12 +30,26 @@ def test_a_pair_resolves_as_its_image_is_built(pair: str) -> None:
     vllm = PAIRS[pair]["VLLM_VERSION"]
     torch = re.split("[:-]", PAIRS[pair]["BASE_IMAGE"])[1]
     bounds = re.findall(r'"(\w+<[\d.]+)"', (ROOT / "Dockerfile.vllm").read_text("utf-8"))
-    wanted = [f"vllm=={vllm}", f"torch=={torch}", *bounds]
-    pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", "--report", "-"]
-    report = subprocess.run([*pip, *wanted], capture_output=True, check=True, timeout=380).stdout
-    resolved = {item["metadata"]["name"]: item["metadata"]["version"] for item in json.loads(report)["install"]}
+    resolved = resolve([f"vllm=={vllm}", f"torch=={torch}", *bounds], PYTHON_OF_THE_BASE[pair])
     assert (resolved["vllm"], resolved["torch"].partition("+")[0]) == (vllm, torch)
-    assert resolved["transformers"] == transformers_of_the_gateway(vllm)
+    assert {name: resolved[name] for name in ("transformers", "tokenizers")} == pins_of_the_gateway(vllm)
     table = section("Версии")
     for version in (vllm, torch, resolved["transformers"]):
         assert version in table
+
+
+def test_the_gateway_outside_of_docker_has_the_newer_pairs_transformers() -> None:
+    lines = (ROOT / "requirements.txt").read_text("utf-8").splitlines()
+    for name, version in pins_of_the_gateway(CHOICES["VLLM_VERSION"]).items():
+        assert f"{name}=={version}" in lines
+
+
+def resolve(requirements: list[str], python_version: str) -> dict[str, str]:
+    """What pip would install into an empty environment, by name."""
+    pip = [sys.executable, "-m", "pip"]
+    if subprocess.run([*pip, "index", "versions", "pip"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("no package index can be reached")
+    elsewhere = ["--python-version", python_version, "--only-binary", ":all:", "--target", "nowhere"]
+    dry_run = [*pip, "install", "--dry-run", "--ignore-installed", "--quiet", "--report", "-", *elsewhere]
+    report = subprocess.run([*dry_run, *requirements], capture_output=True, check=True, timeout=380).stdout
+    return {item["metadata"]["name"]: item["metadata"]["version"] for item in json.loads(report)["install"]}
