@@ -12,15 +12,17 @@ demo: ## поднять vLLM на процессоре и шлюз, открыт
 
 up: docker-compose.yaml .env model ## собрать образы, если их нет, и запустить стенд
 	@docker compose up --detach
+	@docker compose up --detach --no-deps --wait --wait-timeout 90 gateway || \
+		{ echo "Шлюз не запустился. Его последние слова:" >&2; docker compose logs --tail 5 gateway >&2; exit 1; }
 	@address=$$(docker compose port gateway 8080 | sed 's/^0\.0\.0\.0/127.0.0.1/'); \
-		echo "Шлюз: http://$$address. Модель загружается; когда можно говорить, скажет curl http://$$address/ready"; \
+		echo "Шлюз: http://$$address. Загрузилась ли модель, скажет curl http://$$address/ready"; \
 		echo "Разговор: docker compose exec gateway python -m client. Журнал: make logs. Остановить: make down"
 
 down: ## остановить стенд и удалить его контейнеры
 	@docker compose down
 
 logs: ## показывать журналы стенда; Ctrl-C — перестать
-	@docker compose logs --follow --tail 100
+	@docker compose logs --follow --timestamps --tail 100 || true
 
 ps: ## показать состояние стенда
 	@docker compose ps

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Sequence
 
 from pydantic import SecretStr
 
@@ -38,8 +39,9 @@ class VLLMWatch:
         warnings: what its owner should change.
     """
 
-    def __init__(self, vllm: VLLMClient, chat: Chat) -> None:
-        self.warnings: list[str] = []
+    def __init__(self, vllm: VLLMClient, chat: Chat, at_first: Sequence[str] = ()) -> None:
+        """`at_first` are warnings of what may keep vLLM from answering at all."""
+        self.warnings = list(at_first)
         self._vllm = vllm
         self._chat = chat
         self._up: bool | None = None
@@ -60,7 +62,7 @@ class VLLMWatch:
                 self._chat.known_fields = await self._vllm.request_fields()
         except GatewayError as exc:
             if self._up is not False:
-                log.warning("vLLM %s. %s", "перестал отвечать" if self._up else "пока не отвечает", exc.detail)
+                log.warning("%s%s", "Связь с vLLM потеряна. " if self._up else "", exc.detail)
             self._up = False
 
     async def _meet(self) -> None:

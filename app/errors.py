@@ -184,7 +184,7 @@ class Overloaded(Limited):
 
     status = 503
     code = "overloaded"
-    title = "Шлюз перегружен"
+    title = "Шлюз сейчас не может ответить"
 
 
 class Upstream(GatewayError):

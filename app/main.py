@@ -34,6 +34,8 @@ from app.vllm import VLLMClient
 # exit code is 0 then, which a worker cannot change.
 _UVICORN_STARTUP_FAILURE = 3
 
+_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
 DESCRIPTION = """\
 Локальный API для диалога с моделью в vLLM: сессии, системный промпт, история в пределах контекста, потоковые ответы.
 
@@ -65,7 +67,7 @@ def create_app(settings: Settings) -> FastAPI:
             vllm = await stack.enter_async_context(VLLMClient(settings))
             sessions = MemoryStore(settings.session_ttl_seconds, settings.max_sessions)
             chat = Chat(settings, sessions, tokenizer, vllm)
-            watch = VLLMWatch(vllm, chat)
+            watch = VLLMWatch(vllm, chat, tokenizer.warnings)
             await stack.enter_async_context(running(sweep_sessions(sessions)))
             await stack.enter_async_context(running(watch.run()))
             yield {"chat": chat, "vllm": vllm, "watch": watch}
@@ -119,8 +121,11 @@ def __getattr__(name: str) -> FastAPI:
 
 def _configure_logging(level: str) -> None:
     """Our own lines at `level`; libraries only when something is wrong (httpcore2 would log headers, so keys)."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=logging.WARNING, format=_LOG_FORMAT)
     logging.getLogger("app").setLevel(level)
+    for server in (logging.getLogger("uvicorn"), logging.getLogger("uvicorn.access")):
+        for handler in server.handlers:
+            handler.setFormatter(logging.Formatter(_LOG_FORMAT))
     logging.getLogger("uvicorn.access").addFilter(_tells_something)
 
 

@@ -81,7 +81,8 @@ class ErrorBoundary:
         except asyncio.CancelledError:
             # The server is told to stop and will wait no longer; nothing else cancels a request from outside.
             error = Overloaded(
-                "Шлюз остановлен посреди ответа. Повторите запрос, когда он запустится.", retry_after=_RESTART_SECONDS
+                "Шлюз останавливают, и его сессии пропадут. Когда он запустится, откройте новую: POST /init_session.",
+                retry_after=_RESTART_SECONDS,
             )
         except Exception as exc:  # noqa: BLE001 - the outermost handler
             where = "".join(traceback.format_tb(exc.__traceback__))

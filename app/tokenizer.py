@@ -4,7 +4,7 @@ import asyncio
 import inspect
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from app.config import ConfigError
 from app.context import ChatMessage
 from app.errors import UpstreamRejected
+from app.model_folder import unusable_files
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +34,15 @@ _RENDER_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, R
 
 
 class ChatTokenizer:
-    """A model's chat template and tokenizer."""
+    """A model's chat template and tokenizer.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    Attributes:
+        warnings: what about the model's folder will trouble vLLM or the count.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, warnings: Sequence[str]) -> None:
         """Takes a loaded tokenizer and switches its baked-in truncation and padding off."""
+        self.warnings = warnings
         self._tokenizer = tokenizer
         self._threads = ThreadPoolExecutor(max(2, os.cpu_count() or 2), "tokenizer")
         self._backend = tokenizer.backend_tokenizer if isinstance(tokenizer, PreTrainedTokenizerFast) else None
@@ -64,21 +70,24 @@ class ChatTokenizer:
                 f"В папке {folder} нет файлов токенизатора ({', '.join(_TOKENIZER_FILES[:3])} …): "
                 "скачайте модель целиком или укажите папку с ними в TOKENIZER_PATH"
             )
-        unreadable = _name_unreadable(folder, paths)
+        unusable = unusable_files(folder, paths)
+        warnings: list[str] = []
         try:
-            tokenizer = _load(folder)
+            tokenizer = _load(folder, warnings)
         except Exception as exc:  # whatever a damaged file makes of a dozen parsers: the start fails all the same
-            raise ConfigError(unreadable or f"Токенизатор из папки {folder} не загружается: {_one_line(exc)}") from exc
+            raise ConfigError(unusable or f"Токенизатор из папки {folder} не загружается: {_one_line(exc)}") from exc
         if not tokenizer.chat_template:
             raise ConfigError(
                 f"В папке {folder} нет шаблона чата (chat_template.jinja или chat_template в tokenizer_config.json): "
                 "нужна модель для диалога (instruct, chat)"
             )
-        if unreadable:
-            log.warning("%s. vLLM не от имени root их тоже не прочтёт", unreadable)
+        if unusable:
+            warnings.append(f"{unusable}. vLLM не от имени root такую модель не загрузит")
         if "config.json" not in files:
-            log.warning("В папке %s нет config.json: счёт токенов может разойтись со счётом vLLM", folder)
-        loaded = cls(tokenizer)
+            warnings.append(f"В папке {folder} нет config.json: счёт токенов может разойтись со счётом vLLM")
+        for warning in warnings:
+            log.warning("%s", warning)
+        loaded = cls(tokenizer, warnings)
         try:
             loaded.counter({})([{"role": "user", "content": "?"}])
         except UpstreamRejected as exc:
@@ -122,19 +131,7 @@ class ChatTokenizer:
         return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _name_unreadable(folder: str, paths: list[Path]) -> str:
-    """Which files cannot be read, and what to do; empty where all can. Weights are often saved for their owner only."""
-    names = sorted(path.name for path in paths if not path.name.startswith(".") and not os.access(path, os.R_OK))
-    if not names:
-        return ""
-    some = ", ".join(names[:3]) + (" …" if names[3:] else "")
-    return (
-        f"В папке {folder} не читаются файлы: {some}. Если нет прав — дайте доступ (chmod -R a+rX), "
-        "если это ссылки — положите вместо них сами файлы (hf download … --local-dir)"
-    )
-
-
-def _load(folder: str) -> PreTrainedTokenizerBase:
+def _load(folder: str, warnings: list[str]) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder, by transformers 4 or 5, whichever the vLLM before us has."""
     tokenizer: PreTrainedTokenizerBase
     try:
@@ -143,10 +140,9 @@ def _load(folder: str) -> PreTrainedTokenizerBase:
         if "TokenizersBackend" not in str(exc):
             raise
         # Folders saved by transformers 5 name by this word what transformers 4 calls PreTrainedTokenizerFast.
-        log.warning(
-            "Модель в папке %s сохранена transformers 5, а здесь 4: vLLM с transformers 4 её не загрузит. "
-            "Возьмите пару версий поновее (README, «Версии»)",
-            folder,
+        warnings.append(
+            f"Модель в папке {folder} сохранена transformers 5, а здесь 4: vLLM с transformers 4 её не загрузит. "
+            "Возьмите новую линию версий (README, «Версии»)"
         )
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     return tokenizer

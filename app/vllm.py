@@ -38,6 +38,10 @@ _END_SECONDS = 0.05
 # What a body that is not what it should be makes of a decoder.
 _GARBAGE = (msgspec.DecodeError, ValueError, RecursionError)
 
+_UNSENDABLE_KEY = (
+    "Такой ключ не передать: допустимы латинские буквы, цифры и знаки ASCII без пробелов. "
+    "Если с ним запущен vLLM, задайте другой VLLM_API_KEY и перезапустите стенд."
+)
 _NOT_THERE = (
     "vLLM не отвечает по адресу {url}: он ещё загружает модель, не запущен, или VLLM_BASE_URL неверен. " + SEE_VLLM_LOG
 )
@@ -186,7 +190,7 @@ class VLLMClient:
             Upstream: vLLM is unreachable, fails, or does not serve VLLM_MODEL_NAME.
         """
         if not _KEY.fullmatch(key.get_secret_value()):
-            raise InvalidKey
+            raise InvalidKey(_UNSENDABLE_KEY)
         body = await self._get(f"{self._base_url}/models", _authorization(key))
         try:
             served = {model.id: model.max_model_len for model in _decode_models(body).data}

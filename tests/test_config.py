@@ -125,6 +125,8 @@ def broken_folder(folder: Path, kind: str) -> str:
         (folder / "tokenizer.json").write_text("{")
     if kind == "of links to nowhere":
         (folder / "tokenizer.json").symlink_to("../../blobs/4a5b")
+    if kind == "of Git LFS pointers":
+        (folder / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4a5b\nsize 7\n")
     if kind == "with code of its own":
         (folder / "tokenizer.json").write_text("{}")
         (folder / "own.py").write_text("print('RAN')\nclass Own: pass\n")
@@ -142,6 +144,7 @@ def broken_folder(folder: Path, kind: str) -> str:
         ("damaged", "не загружается"),
         ("with code of its own", "не загружается"),
         ("of links to nowhere", "положите вместо них сами файлы"),
+        ("of Git LFS pointers", "указатели Git LFS: tokenizer.json. Скачайте"),
     ],
 )
 def test_a_folder_without_a_tokenizer_stops_the_start_with_one_line_and_code_2(
@@ -192,6 +195,10 @@ def test_weights_that_vllm_will_not_read_are_warned_of(
     (tmp_path / "model.safetensors").symlink_to("../../blobs/4a5b")
     ChatTokenizer.load(str(tmp_path))
     assert "не читаются файлы: model.safetensors. " in caplog.text
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    ChatTokenizer.load(str(tmp_path))
+    assert "указатели Git LFS: model.safetensors. " in caplog.text
 
 
 def test_several_worker_processes_are_refused(model_folder: Path) -> None:

@@ -1,6 +1,7 @@
 """/health, /ready, and what the gateway notices about its vLLM while it runs."""
 
 import time
+from pathlib import Path
 
 import anyio
 import pytest
@@ -42,8 +43,21 @@ def test_a_vllm_that_never_answered_is_in_the_log(
 ) -> None:
     url = f"{unused_url()}/v1"
     with start_gateway(vllm_base_url=url):
-        wait_until(lambda: "vLLM пока не отвечает" in caplog.text)
+        wait_until(lambda: "vLLM не отвечает по адресу" in caplog.text)
     assert url in caplog.text
+
+
+def test_a_model_that_vllm_will_not_load_is_warned_of_while_it_does_not_answer(
+    start_gateway: StartGateway, model_folder: Path, tmp_path: Path
+) -> None:
+    for path in model_folder.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "model-00002.safetensors").symlink_to("../../blobs/4a5b")
+    with start_gateway(vllm_base_url=f"{unused_url()}/v1", tokenizer_path=str(tmp_path)) as gateway:
+        [warning] = gateway.http.get("/health").json()["warnings"]
+        assert "model-00002.safetensors" in warning
+    with start_gateway(tokenizer_path=str(tmp_path)) as gateway:
+        wait_until(lambda: gateway.http.get("/health").json()["warnings"] == [])
 
 
 def test_a_keyless_vllm_with_another_model_is_warned_of(upstream: Upstream, start_gateway: StartGateway) -> None:

@@ -1,8 +1,10 @@
 """SIGTERM to the gateway, started as its image starts it: soon over, and every client is told."""
 
 import json
+import os
 import re
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -67,6 +69,23 @@ def test_checks_that_go_well_are_not_logged(server: Server, gateway: Gateway) ->
     assert '"GET /nothing' in log
     assert '"GET /health' not in log
     assert '"GET /ready HTTP/1.1" 200' not in log
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ [A-Z]+ ", line) for line in log.splitlines())
+
+
+def test_several_workers_are_refused_by_one_line(model_folder: Path) -> None:
+    environ = {**os.environ, "WEB_CONCURRENCY": "2", "TOKENIZER_PATH": str(model_folder)}
+    result = subprocess.run(
+        command_of_the_image(free_port()),
+        cwd=ROOT,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 2
+    [line] = result.stderr.splitlines()
+    assert "WEB_CONCURRENCY='2'" in line
 
 
 def test_a_stream_ends_with_an_error(server: Server, gateway: Gateway, vllm: ScriptedVLLM) -> None:
@@ -78,7 +97,7 @@ def test_a_stream_ends_with_an_error(server: Server, gateway: Gateway, vllm: Scr
         [last] = events
     error: Any = last.json()
     assert (last.event, error["code"], error["status"]) == ("error", "overloaded", 503)
-    assert "остановлен" in error["detail"]
+    assert "останавливают" in error["detail"]
     check_it_ended_well(server, vllm)
 
 

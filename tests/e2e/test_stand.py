@@ -312,6 +312,16 @@ def test_a_killed_vllm_comes_back_and_the_sessions_have_waited(stand: Stand, ses
     ]
 
 
+def test_make_up_says_whether_the_gateway_has_started(stand: Stand) -> None:
+    stand.set(SESSION_TTL_SECONDS="abc")
+    result = stand.try_to("make up")
+    assert result.returncode != 0
+    assert "Ошибка: SESSION_TTL_SECONDS='abc': нужно целое число" in result.stderr
+    assert "Шлюз: http" not in result.stdout
+    stand.set(SESSION_TTL_SECONDS="600")
+    assert f"Шлюз: {URL}. " in stand.type("make up")
+
+
 def test_stopping_is_quick_and_clean(stand: Stand, session: SessionOf) -> None:
     started = time.monotonic()
     session.ok("/chat", message="?", max_tokens=200, extra={"ignore_eos": True})
