@@ -34,7 +34,7 @@ from app.vllm import VLLMClient
 # exit code is 0 then, which a worker cannot change.
 _UVICORN_STARTUP_FAILURE = 3
 
-_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_LOG_FORMAT = "%(asctime)s %(levelname)s {name}: %(message)s"
 
 DESCRIPTION = """\
 Локальный API для диалога с моделью в vLLM: сессии, системный промпт, история в пределах контекста, потоковые ответы.
@@ -121,11 +121,12 @@ def __getattr__(name: str) -> FastAPI:
 
 def _configure_logging(level: str) -> None:
     """Our own lines at `level`; libraries only when something is wrong (httpcore2 would log headers, so keys)."""
-    logging.basicConfig(level=logging.WARNING, format=_LOG_FORMAT)
+    logging.basicConfig(level=logging.WARNING, format=_LOG_FORMAT.format(name="%(name)s"))
     logging.getLogger("app").setLevel(level)
     for server in (logging.getLogger("uvicorn"), logging.getLogger("uvicorn.access")):
         for handler in server.handlers:
-            handler.setFormatter(logging.Formatter(_LOG_FORMAT))
+            # Its own name for what it logs beside requests is uvicorn.error, which alarms those who read the log.
+            handler.setFormatter(logging.Formatter(_LOG_FORMAT.format(name="uvicorn")))
     logging.getLogger("uvicorn.access").addFilter(_tells_something)
 
 
