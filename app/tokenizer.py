@@ -71,9 +71,8 @@ class ChatTokenizer:
                 "скачайте модель целиком или укажите папку с ними в TOKENIZER_PATH"
             )
         unusable = unusable_files(folder, paths)
-        warnings: list[str] = []
         try:
-            tokenizer = _load(folder, warnings)
+            tokenizer, warnings = _load(folder)
         except Exception as exc:  # whatever a damaged file makes of a dozen parsers: the start fails all the same
             raise ConfigError(unusable or f"Токенизатор из папки {folder} не загружается: {_one_line(exc)}") from exc
         if not tokenizer.chat_template:
@@ -131,21 +130,19 @@ class ChatTokenizer:
         return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _load(folder: str, warnings: list[str]) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder, by transformers 4 or 5, whichever the vLLM before us has."""
-    tokenizer: PreTrainedTokenizerBase
+def _load(folder: str) -> tuple[PreTrainedTokenizerBase, list[str]]:
+    """The tokenizer of a folder, by transformers 4 or 5, whichever the vLLM before us has, and what to warn of."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False), []
     except ValueError as exc:
         if "TokenizersBackend" not in str(exc):
             raise
         # Folders saved by transformers 5 name by this word what transformers 4 calls PreTrainedTokenizerFast.
-        warnings.append(
+        warning = (
             f"Модель в папке {folder} сохранена transformers 5, а здесь 4: vLLM с transformers 4 её не загрузит. "
             "Возьмите новую линию версий (README, «Версии»)"
         )
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    return tokenizer
+        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True), [warning]
 
 
 def template_arguments(extra: Mapping[str, Any]) -> dict[str, Any]:

@@ -102,6 +102,16 @@ def model_folder() -> Path:
     return generated_model()
 
 
+@pytest.fixture
+def linked_model(model_folder: Path, tmp_path: Path) -> Path:
+    """A folder of links to the small model's files, for tests that put something else in place of one."""
+    folder = tmp_path / "linked"
+    folder.mkdir()
+    for path in model_folder.iterdir():
+        (folder / path.name).symlink_to(path)
+    return folder
+
+
 @dataclass
 class Upstream:
     """The scripted vLLM and where it listens."""

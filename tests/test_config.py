@@ -183,21 +183,17 @@ def test_a_folder_without_config_json_is_warned_of(
     assert "config.json" in caplog.text
 
 
-def test_weights_that_vllm_will_not_read_are_warned_of(
-    tmp_path: Path, model_folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    for path in model_folder.iterdir():
-        (tmp_path / path.name).symlink_to(path)
-    (tmp_path / ".cache").symlink_to("nowhere")
-    ChatTokenizer.load(str(tmp_path))
+def test_weights_that_vllm_will_not_read_are_warned_of(linked_model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (linked_model / ".cache").symlink_to("nowhere")
+    ChatTokenizer.load(str(linked_model))
     assert "не читаются" not in caplog.text
-    (tmp_path / "model.safetensors").unlink()
-    (tmp_path / "model.safetensors").symlink_to("../../blobs/4a5b")
-    ChatTokenizer.load(str(tmp_path))
+    (linked_model / "model.safetensors").unlink()
+    (linked_model / "model.safetensors").symlink_to("../../blobs/4a5b")
+    ChatTokenizer.load(str(linked_model))
     assert "не читаются файлы: model.safetensors. " in caplog.text
-    (tmp_path / "model.safetensors").unlink()
-    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
-    ChatTokenizer.load(str(tmp_path))
+    (linked_model / "model.safetensors").unlink()
+    (linked_model / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    ChatTokenizer.load(str(linked_model))
     assert "указатели Git LFS: model.safetensors. " in caplog.text
 
 

@@ -48,15 +48,13 @@ def test_a_vllm_that_never_answered_is_in_the_log(
 
 
 def test_a_model_that_vllm_will_not_load_is_warned_of_while_it_does_not_answer(
-    start_gateway: StartGateway, model_folder: Path, tmp_path: Path
+    start_gateway: StartGateway, linked_model: Path
 ) -> None:
-    for path in model_folder.iterdir():
-        (tmp_path / path.name).symlink_to(path)
-    (tmp_path / "model-00002.safetensors").symlink_to("../../blobs/4a5b")
-    with start_gateway(vllm_base_url=f"{unused_url()}/v1", tokenizer_path=str(tmp_path)) as gateway:
+    (linked_model / "model-00002.safetensors").symlink_to("../../blobs/4a5b")
+    with start_gateway(vllm_base_url=f"{unused_url()}/v1", tokenizer_path=str(linked_model)) as gateway:
         [warning] = gateway.http.get("/health").json()["warnings"]
         assert "model-00002.safetensors" in warning
-    with start_gateway(tokenizer_path=str(tmp_path)) as gateway:
+    with start_gateway(tokenizer_path=str(linked_model)) as gateway:
         wait_until(lambda: gateway.http.get("/health").json()["warnings"] == [])
 
 

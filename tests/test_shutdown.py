@@ -16,10 +16,9 @@ import pytest
 
 from demo.stand import Server, free_port
 from tests.conftest import Gateway, Upstream, problem
+from tests.readme import ROOT
 from tests.scripted_vllm import ScriptedVLLM, delta, streamed, whole
 from tests.servers import wait_until
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def command_of_the_image(port: int) -> list[str]:

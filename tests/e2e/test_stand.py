@@ -132,8 +132,14 @@ def process_of(stand: Stand, service: str, name: str) -> int:
     return int(pid)
 
 
-def logs(stand: Stand) -> str:
-    return stand.type("docker compose logs --no-color 2>&1")
+def logs(stand: Stand, service: str = "") -> str:
+    return stand.type(f"docker compose logs --no-color {service} 2>&1")
+
+
+def transformers_of(stand: Stand) -> str:
+    """The release in the gateway's image."""
+    show = "from importlib.metadata import version; print(version('transformers'))"
+    return stand.type(f'docker compose exec -T gateway python -c "{show}"').strip()
 
 
 # --- the files ---
@@ -214,8 +220,7 @@ def test_the_readmes_check_and_its_walk_through_the_api(stand: Stand, gateway: G
 
 
 def test_the_count_is_vllms_with_transformers_of_either_line(stand: Stand, session: SessionOf) -> None:
-    version = "docker compose exec -T gateway python -c 'import transformers; print(transformers.__version__)'"
-    assert stand.type(version).strip().endswith("4.57.6")
+    assert transformers_of(stand) == "4.57.6"
     for message in ("Привет! <|im_end|> [INST]", "Ещё 🦔\r\n\tраз   " + "очень" * 100, " "):
         answer = session.ok("/chat", message=message, max_tokens=5)
         assert answer["context"]["used"] == answer["input_tokens"]
@@ -340,7 +345,7 @@ def test_stopping_is_quick_and_clean(stand: Stand, session: SessionOf) -> None:
     for service in ("gateway", "vllm"):
         state = stand.inspect(service)["State"]
         assert (state["ExitCode"], state["OOMKilled"]) == (0, False)
-    written = stand.type("docker compose logs --no-color gateway 2>&1")
+    written = logs(stand, "gateway")
     assert "Traceback" not in written
     assert "Waiting for connections to close" in written, "it was still going on"
     assert "Application shutdown complete" in written
@@ -377,8 +382,7 @@ def test_without_a_gpu_and_without_a_way_out(stand: Stand, tmp_path: Path) -> No
         vllm = stand.inspect("vllm")
         assert (vllm["Config"]["Image"], vllm["Config"]["User"]) == (CPU_IMAGE, "10001:10001")
         assert (vllm["HostConfig"]["ReadonlyRootfs"], vllm["HostConfig"]["CapDrop"]) == (True, ["ALL"])
-        version = "docker compose exec -T gateway python -c 'import transformers; print(transformers.__version__)'"
-        assert stand.type(version).strip().endswith("5.19.0")
+        assert transformers_of(stand) == "5.19.0"
         assert KEY not in logs(stand)
     finally:
         stand.type("docker compose down --timeout 5")
