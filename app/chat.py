@@ -1,17 +1,19 @@
 """What a client can do with a session, one method for each endpoint; knows nothing of HTTP."""
 
 import difflib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
 
 from pydantic import SecretStr
 
 from app.config import Settings
-from app.context import Pair
+from app.context import Pair, budget, fit
 from app.errors import InvalidRequest
 from app.sessions import Session, SessionStore
 from app.tokenizer import ChatTokenizer
-from app.turn import Limits, Question, Turn
+from app.turn import DEFAULT_MAX_TOKENS, ContextReceipt, Limits, Question, Turn
 from app.vllm import VLLMClient
 
 OWNED_FIELDS = frozenset(
@@ -41,19 +43,26 @@ class Chat:
         self._max_model_len = 0
         self.known_fields: frozenset[str] = frozenset()
 
-    async def open(self, vllm_api_key: SecretStr, system_prompt: str | None) -> tuple[Session, int]:
-        """Open a session for a key that vLLM accepts; None is the default prompt. Returns it and its seconds to live.
+    async def open(
+        self, vllm_api_key: SecretStr, system_prompt: str | None, history: Sequence[Pair] | None
+    ) -> tuple[Session, int, ContextReceipt | None]:
+        """Open a session for a key that vLLM accepts; None is the default prompt.
+
+        Returns it, its seconds to live and, for a given history, what of it the next prompt will hold.
 
         Raises:
             Overloaded: MAX_SESSIONS are open.
             InvalidKey, Upstream: see `VLLMClient.max_model_len`.
+            ContextTooLong: a history was given, and the system prompt alone does not fit.
+            UpstreamRejected: the model's chat template refuses the history.
         """
         await self._sessions.require_room()
         self._max_model_len = await self._vllm.max_model_len(vllm_api_key)
         if system_prompt is None:
             system_prompt = self._settings.default_system_prompt
         session = Session(vllm_api_key, system_prompt)
-        return session, await self._sessions.add(session)
+        context = None if history is None else await self._restore(session, history)
+        return session, await self._sessions.add(session), context
 
     async def replace_key(self, session_id: str, vllm_api_key: SecretStr) -> tuple[Session, int]:
         """Give a live session another key, once vLLM accepts it; a turn in flight goes on with the old one."""
@@ -117,6 +126,26 @@ class Chat:
         finally:
             session.end()
             turn.expires_in = await self._sessions.renew(session)
+
+    async def _restore(self, session: Session, history: Sequence[Pair]) -> ContextReceipt:
+        """Bring an earlier talk into a new session. The receipt is of a next prompt whose message is empty."""
+        session.extend(history, self._settings.max_session_bytes)
+        # A model that the default fills has room for those who ask for less.
+        max_tokens = DEFAULT_MAX_TOKENS if self._max_model_len > DEFAULT_MAX_TOKENS else 1
+        allowed = replace(
+            budget(self._settings.max_context_tokens, self._max_model_len, max_tokens),
+            advice="увеличьте контекст: MAX_CONTEXT_TOKENS, VLLM_MAX_MODEL_LEN",
+        )
+        count = self._tokenizer.counter({})
+        fitted = await self._tokenizer.in_thread(partial(fit, session.system_prompt, session.pairs, "", allowed, count))
+        session.dropped_pairs = fitted.dropped_pairs
+        return ContextReceipt(
+            limit=fitted.limit,
+            used=fitted.used,
+            history_pairs=fitted.history_pairs,
+            dropped_pairs=fitted.dropped_pairs,
+            forgotten_pairs=session.forgotten_pairs,
+        )
 
     async def session_count(self) -> int:
         """Open sessions."""

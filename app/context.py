@@ -24,8 +24,8 @@ class Pair:
 
     @property
     def size_bytes(self) -> int:
-        """UTF-8 length of both texts."""
-        return len(self.user.encode()) + len(self.assistant.encode())
+        """UTF-8 length of all that is kept of it."""
+        return sum(len(text.encode()) for text in (self.user, self.assistant, self.finish_reason or ""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +100,9 @@ def fit(
         return best
     best = attempt(len(pairs))
     if best.used > limit:
+        what = "Системный промпт и сообщение не помещаются" if message else "Системный промпт не помещается"
         raise ContextTooLong(
-            f"Системный промпт и сообщение не помещаются: токенов в них {best.used}, предел — {limit}. "
-            f"Сократите их или {allowed.advice}.",
+            f"{what}: нужно токенов — {best.used}, предел — {limit}. Сократите текст или {allowed.advice}.",
             limit=limit,
             needed=best.used,
         )

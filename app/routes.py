@@ -43,6 +43,7 @@ from app.schemas import (
     StopAnswer,
     UndoAnswer,
     history_answer,
+    session_answer,
 )
 from app.streaming import TurnResponse
 from app.turn import Question
@@ -99,16 +100,15 @@ _UPSTREAM = (TooManyRequests, UpstreamError, UpstreamUnavailable, UpstreamTimeou
 @sessions.post(
     "/init_session",
     summary="Открыть сессию",
-    description="Проверяет ключ у vLLM и открывает сессию. С `session_id` — меняет ключ живой сессии на новый.",
-    responses=_problems(InvalidKey, SessionNotFound, Overloaded, UpstreamRejected, *_UPSTREAM),
+    description="Проверяет ключ у vLLM и открывает сессию. С `history` — сессию, которая продолжает прежний разговор. "
+    "С `session_id` — меняет ключ живой сессии на новый.",
+    responses=_problems(InvalidKey, SessionNotFound, Overloaded, ContextTooLong, UpstreamRejected, *_UPSTREAM),
 )
 async def init_session(body: InitSessionBody, chat: ChatDep) -> SessionAnswer:
     """Open a session, or give a live one another key."""
     if body.session_id is None:
-        session, expires_in = await chat.open(body.vllm_api_key, body.system_prompt)
-    else:
-        session, expires_in = await chat.replace_key(body.session_id, body.vllm_api_key)
-    return {"session_id": session.id, "expires_in": expires_in}
+        return session_answer(*await chat.open(body.vllm_api_key, body.system_prompt, body.pairs()))
+    return session_answer(*await chat.replace_key(body.session_id, body.vllm_api_key))
 
 
 @sessions.post(

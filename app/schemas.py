@@ -1,14 +1,16 @@
 """What goes over the wire."""
 
 import json
+from itertools import cycle
 from typing import Annotated, Any, Literal, NotRequired, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
+from app.context import Pair
 from app.sessions import Session
-from app.turn import TurnResult
+from app.turn import DEFAULT_MAX_TOKENS, ContextReceipt, TurnResult
 from app.validation import Text
 from app.vllm import ToolCall
 
@@ -37,6 +39,40 @@ class SessionBody(Body):
     ]
 
 
+_ROLES = ("user", "assistant")
+
+
+class PastMessage(Body):
+    """One message of an earlier talk, as /history shows it."""
+
+    role: Annotated[str, Field(json_schema_extra={"enum": _ROLES})]
+    content: Annotated[Text, Field(description="Текст; у user — хотя бы один знак. Не обрезается и не правится.")]
+    finish_reason: Annotated[
+        Text | None, Field(description="Почему закончился ответ; сохраняется и видно в /history.")
+    ] = None
+    dropped: Annotated[
+        bool, Field(description="Не учитывается: поле есть, чтобы messages из /history подходили как есть.")
+    ] = False
+
+
+def _check_pairs(messages: list[PastMessage]) -> list[PastMessage]:
+    for number, (message, expected) in enumerate(zip(messages, cycle(_ROLES), strict=False), start=1):
+        if message.role == "system":
+            wrong = "сообщение {number} системное, а системный промпт передают в поле system_prompt"
+        elif message.role != expected:
+            wrong = "у сообщения {number} должна быть роль {expected}: user и assistant чередуются"
+        elif expected == "user" and not message.content:
+            wrong = "сообщение {number} пустое, а у {expected} должен быть текст"
+        else:
+            continue
+        raise PydanticCustomError("history", wrong, {"number": number, "expected": expected})
+    if len(messages) % 2:
+        raise PydanticCustomError(
+            "history", "нет сообщения {number}, ответа assistant: пары передают целиком", {"number": len(messages) + 1}
+        )
+    return messages
+
+
 class InitSessionBody(Body):
     """POST /init_session."""
 
@@ -48,14 +84,32 @@ class InitSessionBody(Body):
         ),
     ] = None
     session_id: Annotated[str | None, Field(description="Живая сессия, которой нужно сменить ключ.")] = None
+    history: Annotated[
+        Annotated[list[PastMessage], AfterValidator(_check_pairs)] | None,
+        Field(
+            description="Прежний разговор, который продолжит новая сессия: пары user, assistant по порядку, "
+            "например messages из /history."
+        ),
+    ] = None
 
     @model_validator(mode="after")
     def _check_rotation(self) -> Self:
-        if self.session_id is not None and self.system_prompt is not None:
+        if self.session_id is not None and (self.system_prompt is not None or self.history is not None):
             raise PydanticCustomError(
-                "rotation", "с session_id меняется только ключ; системный промпт сессии меняет POST /set_system_prompt"
+                "rotation",
+                "с session_id меняется только ключ; системный промпт сессии меняет POST /set_system_prompt, "
+                "а history принимает только новая сессия",
             )
         return self
+
+    def pairs(self) -> list[Pair] | None:
+        """`history` as turns."""
+        if self.history is None:
+            return None
+        return [
+            Pair(user.content, assistant.content, assistant.finish_reason)
+            for user, assistant in zip(self.history[::2], self.history[1::2], strict=True)
+        ]
 
 
 class SetSystemPromptBody(SessionBody):
@@ -70,7 +124,7 @@ class ChatBody(SessionBody):
     """POST /chat."""
 
     message: Annotated[str, Field(min_length=1, description="Сообщение пользователя; не обрезается и не правится.")]
-    max_tokens: Annotated[int, Field(ge=1, description="Наибольшее число токенов ответа.")] = 512
+    max_tokens: Annotated[int, Field(ge=1, description="Наибольшее число токенов ответа.")] = DEFAULT_MAX_TOKENS
     temperature: Annotated[
         float | None,
         Field(ge=0, le=2, allow_inf_nan=False, description="Нет поля — действует generation_config.json самой модели."),
@@ -85,11 +139,27 @@ class ChatBody(SessionBody):
 ExpiresIn = Annotated[int, Field(description="Через сколько секунд бездействия сессия закончится.")]
 
 
+class Context(TypedDict):
+    """The context receipt."""
+
+    limit: Annotated[int, Field(description="Бюджет запроса в токенах.")]
+    used: Annotated[int, Field(description="Сколько токенов шлюз насчитал в запросе до отправки.")]
+    history_pairs: Annotated[int, Field(description="Сколько прежних пар вошло в запрос.")]
+    dropped_pairs: Annotated[int, Field(description="Сколько пар не вошло, но осталось в /history.")]
+    forgotten_pairs: Annotated[int, Field(description="Сколько пар больше не хранится.")]
+    cached_tokens: NotRequired[
+        Annotated[int, Field(description="Сколько токенов запроса vLLM взял из кэша префиксов.")]
+    ]
+
+
 class SessionAnswer(TypedDict):
     """200 of /init_session."""
 
     session_id: Annotated[str, Field(description="Секрет: кто его знает, тот ведёт диалог.")]
     expires_in: ExpiresIn
+    context: NotRequired[
+        Annotated[Context, Field(description="Если передан history: что из него войдёт в следующий запрос.")]
+    ]
 
 
 class OkAnswer(TypedDict):
@@ -135,19 +205,6 @@ class HistoryAnswer(TypedDict):
     system_prompt: str
     messages: list[HistoryMessage]
     expires_in: ExpiresIn
-
-
-class Context(TypedDict):
-    """The context receipt."""
-
-    limit: Annotated[int, Field(description="Бюджет запроса в токенах.")]
-    used: Annotated[int, Field(description="Сколько токенов шлюз насчитал в запросе до отправки.")]
-    history_pairs: Annotated[int, Field(description="Сколько прежних пар вошло в запрос.")]
-    dropped_pairs: Annotated[int, Field(description="Сколько пар не вошло, но осталось в /history.")]
-    forgotten_pairs: Annotated[int, Field(description="Сколько пар больше не хранится.")]
-    cached_tokens: NotRequired[
-        Annotated[int, Field(description="Сколько токенов запроса vLLM взял из кэша префиксов.")]
-    ]
 
 
 class ToolFunction(TypedDict):
@@ -215,6 +272,14 @@ class Problem(BaseModel):
     retry_after: Annotated[int | None, Field(description="Через сколько секунд повторить.")] = None
 
 
+def session_answer(session: Session, expires_in: int, context: ContextReceipt | None = None) -> SessionAnswer:
+    """Lay a session that was opened, or has another key, out."""
+    answer: SessionAnswer = {"session_id": session.id, "expires_in": expires_in}
+    if context is not None:
+        answer["context"] = _context(context)
+    return answer
+
+
 def history_answer(session: Session, expires_in: int) -> HistoryAnswer:
     """Lay a session's pairs out as messages."""
     messages: list[HistoryMessage] = []
@@ -229,7 +294,24 @@ def history_answer(session: Session, expires_in: int) -> HistoryAnswer:
 
 def chat_answer(result: TurnResult, expires_in: int) -> ChatAnswer:
     """Lay a turn's result out; members that vLLM gave nothing for are left out or null, never made up."""
-    receipt, usage = result.context, result.usage
+    usage = result.usage
+    answer: ChatAnswer = {
+        "reply": result.reply,
+        "finish_reason": result.finish_reason,
+        "total_tokens": usage.total_tokens if usage else None,
+        "input_tokens": usage.prompt_tokens if usage else None,
+        "output_tokens": usage.completion_tokens if usage else None,
+        "context": _context(result.context),
+        "expires_in": expires_in,
+    }
+    if result.reasoning:
+        answer["reasoning"] = result.reasoning
+    if result.tool_calls:
+        answer["tool_calls"] = [_tool_call(call) for call in result.tool_calls]
+    return answer
+
+
+def _context(receipt: ContextReceipt) -> Context:
     context: Context = {
         "limit": receipt.limit,
         "used": receipt.used,
@@ -239,20 +321,7 @@ def chat_answer(result: TurnResult, expires_in: int) -> ChatAnswer:
     }
     if receipt.cached_tokens is not None:
         context["cached_tokens"] = receipt.cached_tokens
-    answer: ChatAnswer = {
-        "reply": result.reply,
-        "finish_reason": result.finish_reason,
-        "total_tokens": usage.total_tokens if usage else None,
-        "input_tokens": usage.prompt_tokens if usage else None,
-        "output_tokens": usage.completion_tokens if usage else None,
-        "context": context,
-        "expires_in": expires_in,
-    }
-    if result.reasoning:
-        answer["reasoning"] = result.reasoning
-    if result.tool_calls:
-        answer["tool_calls"] = [_tool_call(call) for call in result.tool_calls]
-    return answer
+    return context
 
 
 def _tool_call(call: ToolCall) -> ToolCallAnswer:

@@ -5,7 +5,7 @@ import math
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Protocol
@@ -78,9 +78,13 @@ class Session:
 
     def commit(self, pair: Pair, dropped_pairs: int, max_text_bytes: int) -> None:
         """Append a finished turn, then forget the oldest pairs that are over `max_text_bytes`."""
-        self.pairs.append(pair)
         self.dropped_pairs = dropped_pairs
-        self._text_bytes += pair.size_bytes
+        self.extend([pair], max_text_bytes)
+
+    def extend(self, pairs: Sequence[Pair], max_text_bytes: int) -> None:
+        """Append finished turns, then forget the oldest pairs that are over `max_text_bytes`."""
+        self.pairs += pairs
+        self._text_bytes += sum(pair.size_bytes for pair in pairs)
         self._forget(max_text_bytes)
 
     def set_system_prompt(self, system_prompt: str, max_text_bytes: int) -> None:

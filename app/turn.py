@@ -19,6 +19,7 @@ from app.vllm import Answer, Message, ToolCall, Usage, VLLMClient
 log = logging.getLogger(__name__)
 
 CANCELLED = "cancelled"
+DEFAULT_MAX_TOKENS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class ContextReceipt:
     history_pairs: int
     dropped_pairs: int
     forgotten_pairs: int
-    cached_tokens: int | None
+    cached_tokens: int | None = None
 
 
 @dataclass(slots=True)

@@ -23,6 +23,7 @@ _REASONS: Mapping[str, str] = {
     "float_parsing": "нужно число",
     "finite_number": "нужно конечное число",
     "dict_type": "нужен объект JSON",
+    "list_type": "нужен массив JSON",
     "model_type": "нужен объект JSON",
     "model_attributes_type": "нужен объект JSON",
     "greater_than": "нужно число больше {gt}",

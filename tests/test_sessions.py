@@ -1,6 +1,7 @@
 """Sessions and the store that keeps them in memory."""
 
 import asyncio
+from typing import Any
 
 import anyio
 import pytest
@@ -155,21 +156,25 @@ def test_a_session_does_not_show_its_secrets() -> None:
 
 pieces = st.text("aя", max_size=20)
 commits = st.tuples(st.just("commit"), pieces, pieces, st.integers(0, 5))
+restores = st.tuples(st.just("restore"), st.lists(pieces, max_size=5))
 prompts = st.tuples(st.just("prompt"), pieces.map(lambda text: text[:15]))
 
 
 @given(
-    st.lists(st.one_of(commits, prompts, st.tuples(st.sampled_from(["undo", "reset"]))), max_size=40),
+    st.lists(st.one_of(commits, restores, prompts, st.tuples(st.sampled_from(["undo", "reset"]))), max_size=40),
     st.integers(30, 200),
 )
-def test_the_text_stays_within_its_bound_whatever_happens(steps: list[tuple[str, ...]], max_bytes: int) -> None:
+def test_the_text_stays_within_its_bound_whatever_happens(steps: list[tuple[Any, ...]], max_bytes: int) -> None:
     session = Session(SecretStr("key"), "промпт")
     committed = removed = 0
     for name, *arguments in steps:
         if name == "commit":
             user, assistant, dropped = arguments
-            session.commit(Pair(user, assistant, "stop"), min(int(dropped), len(session.pairs)), max_bytes)
+            session.commit(Pair(user, assistant, "stop"), min(dropped, len(session.pairs)), max_bytes)
             committed += 1
+        elif name == "restore":
+            session.extend([Pair(text, text, None) for text in arguments[0]], max_bytes)
+            committed += len(arguments[0])
         elif name == "prompt":
             session.set_system_prompt(arguments[0], max_bytes)
         elif name == "undo" and session.pairs:

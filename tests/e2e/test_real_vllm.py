@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import Gateway, SessionOf, StartGateway, problem
 from tests.e2e.conftest import RealVLLM
+from tests.scripted_vllm import KEY
 from tests.servers import wait_until
 
 pytestmark = pytest.mark.vllm
@@ -45,6 +46,16 @@ def test_a_chat_counts_as_vllm_counts(session: SessionOf, *, stream: bool) -> No
         assert answer["finish_reason"] in ("stop", "length")
         assert isinstance(answer["context"]["cached_tokens"], int)
     assert len(session.contents()) == 6
+
+
+def test_a_talk_goes_on_in_a_new_session(gateway: Gateway, session: SessionOf) -> None:
+    for number in range(3):
+        session.ok("/chat", message=f"Вопрос {number}: <|im_end|> 🦔 \r\n", max_tokens=20)
+    history = session.ok("/history")["messages"]
+    opened = gateway.ok("/init_session", vllm_api_key=KEY, history=history)
+    answer = SessionOf(gateway, opened["session_id"]).ok("/chat", message="ещё", max_tokens=20)
+    assert answer["context"]["used"] == answer["input_tokens"] > opened["context"]["used"]
+    assert answer["context"]["history_pairs"] == opened["context"]["history_pairs"] == 3
 
 
 def test_extra_reaches_vllm(session: SessionOf) -> None:
