@@ -121,7 +121,7 @@ def measure(act: Act, gateway_url: str, vllm_url: str, rounds: int) -> tuple[lis
     stops: list[float] = []
     readings: list[float] = []
     with GatewayClient(gateway_url) as client, httpx2.Client(base_url=vllm_url, timeout=60) as metrics:
-        session_id = client.init_session(KEY, "")
+        session_id = client.init_session(KEY, "")["session_id"]
         in_flight(metrics)
         for _ in range(rounds):
             acted = act(gateway_url, session_id)

@@ -7,7 +7,7 @@
 Knows nothing of terminals; the module to copy into a program of one's own.
 """
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NotRequired, Self, TypedDict, cast
@@ -15,8 +15,10 @@ from typing import Any, NotRequired, Self, TypedDict, cast
 import httpx2
 
 CONNECT_TIMEOUT_SECONDS = 5.0
-# The gateway breaks every silence of a stream after 15 s; before its first byte vLLM may queue for minutes.
-READ_TIMEOUT_SECONDS = 1800.0
+# The gateway answers at once, except for checking a key, which it asks vLLM for.
+READ_TIMEOUT_SECONDS = 30.0
+# Before the first byte of a reply vLLM may queue for minutes; then the gateway breaks every silence after 15 s.
+REPLY_TIMEOUT_SECONDS = 1800.0
 # The last event of a stream holds the whole reply.
 MAX_EVENT_BYTES = 64 * 1024 * 1024
 
@@ -30,6 +32,22 @@ class Context(TypedDict):
     dropped_pairs: int
     forgotten_pairs: int
     cached_tokens: NotRequired[int]
+
+
+class Opened(TypedDict):
+    """A new session; `context`, if it was opened with a history: what of it the next prompt will hold."""
+
+    session_id: str
+    expires_in: int
+    context: NotRequired[Context]
+
+
+class Message(TypedDict):
+    """A message of a talk that a session is opened with: `role` is user or assistant."""
+
+    role: str
+    content: str
+    finish_reason: NotRequired[str | None]
 
 
 class Answer(TypedDict):
@@ -130,7 +148,7 @@ class GatewayClient:
     def __init__(self, base_url: str) -> None:
         """`base_url`: where the gateway is, for example http://127.0.0.1:8080. Proxy variables are not heeded."""
         self.base_url = base_url.rstrip("/") if "://" in base_url else f"http://{base_url.rstrip('/')}"
-        timeout = httpx2.Timeout(READ_TIMEOUT_SECONDS, connect=CONNECT_TIMEOUT_SECONDS)
+        timeout = _timeout(READ_TIMEOUT_SECONDS)
         try:
             self._http = httpx2.Client(base_url=self.base_url, timeout=timeout, trust_env=False)
         except httpx2.InvalidURL as exc:
@@ -144,12 +162,22 @@ class GatewayClient:
     ) -> None:
         self._http.close()
 
-    def init_session(self, vllm_api_key: str, system_prompt: str | None = None) -> str:
-        """Open a session; returns its id. None: the gateway's default prompt."""
-        body = {"vllm_api_key": vllm_api_key}
+    def init_session(
+        self, vllm_api_key: str, system_prompt: str | None = None, history: Sequence[Message] | None = None
+    ) -> Opened:
+        """Open a session.
+
+        Args:
+            vllm_api_key: the gateway has vLLM check it.
+            system_prompt: None is the gateway's default, empty is none at all.
+            history: what was said before, whole pairs of user and assistant.
+        """
+        body: dict[str, Any] = {"vllm_api_key": vllm_api_key}
         if system_prompt is not None:
             body["system_prompt"] = system_prompt
-        return str(self._post("/init_session", "session_id", body)["session_id"])
+        if history is not None:
+            body["history"] = history
+        return cast(Opened, self._post("/init_session", "session_id", body))
 
     def replace_key(self, session_id: str, vllm_api_key: str) -> None:
         """Give a live session another key."""
@@ -161,7 +189,8 @@ class GatewayClient:
 
     def chat(self, session_id: str, message: str, **options: Any) -> Answer:
         """Send a message and wait for the whole answer. `options`: max_tokens, temperature, extra."""
-        return cast(Answer, self._post("/chat", "context", {"session_id": session_id, "message": message, **options}))
+        body = {"session_id": session_id, "message": message, **options}
+        return cast(Answer, self._post("/chat", "context", body, REPLY_TIMEOUT_SECONDS))
 
     def stream(self, session_id: str, message: str, **options: Any) -> Generator[Event]:
         """Send a message and yield the answer as it comes; the last event is `Done`.
@@ -170,7 +199,13 @@ class GatewayClient:
         """
         body = {"session_id": session_id, "message": message, "stream": True, **options}
         try:
-            with self._http.sse("/chat", method="POST", json=body, max_event_size=MAX_EVENT_BYTES) as source:
+            with self._http.sse(
+                "/chat",
+                method="POST",
+                json=body,
+                max_event_size=MAX_EVENT_BYTES,
+                timeout=_timeout(REPLY_TIMEOUT_SECONDS),
+            ) as source:
                 if source.response.status_code != 200:
                     source.response.read()
                     _checked(source.response, "reply")
@@ -208,8 +243,10 @@ class GatewayClient:
         """The state of the gateway and of its vLLM."""
         return cast(Health, self._call("GET", "/health", "warnings"))
 
-    def _post(self, path: str, expected: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        return self._call("POST", path, expected, json=body)
+    def _post(
+        self, path: str, expected: str, body: Mapping[str, Any], timeout_seconds: float = READ_TIMEOUT_SECONDS
+    ) -> dict[str, Any]:
+        return self._call("POST", path, expected, json=body, timeout=_timeout(timeout_seconds))
 
     def _call(self, method: str, path: str, expected: str, **arguments: Any) -> dict[str, Any]:
         try:
@@ -222,6 +259,10 @@ class GatewayClient:
         return GatewayUnreachable(
             f"Нет связи со шлюзом {self.base_url}. Проверьте адрес и запущен ли шлюз: curl {self.base_url}/health"
         )
+
+
+def _timeout(read_seconds: float) -> httpx2.Timeout:
+    return httpx2.Timeout(read_seconds, connect=CONNECT_TIMEOUT_SECONDS)
 
 
 def _event(sent: httpx2.ServerSentEvent) -> Event:

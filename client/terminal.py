@@ -53,7 +53,7 @@ class Terminal:
         self._note("Сессия закрыта.")
 
     def _open_session(self) -> None:
-        self._session_id = self._client.init_session(self._key, self._system_prompt)
+        self._session_id = self._client.init_session(self._key, self._system_prompt)["session_id"]
 
     def _messages(self) -> Iterator[str]:
         while True:

@@ -21,7 +21,7 @@ def client(gateway: Gateway) -> Iterator[GatewayClient]:
 
 
 def test_the_life_of_a_session(client: GatewayClient, vllm: ScriptedVLLM) -> None:
-    session_id = client.init_session(KEY, "Ты — ёж.")
+    session_id = client.init_session(KEY, "Ты — ёж.")["session_id"]
     answer = client.chat(session_id, "раз", max_tokens=5, temperature=0.5, extra={"top_p": 0.9})
     assert answer["reply"] == "Ответ 1."
     assert vllm.seen[0].body["top_p"] == 0.9
@@ -42,7 +42,7 @@ def test_the_life_of_a_session(client: GatewayClient, vllm: ScriptedVLLM) -> Non
 
 
 def test_a_stream_is_typed(client: GatewayClient, vllm: ScriptedVLLM) -> None:
-    session_id = client.init_session(KEY)
+    session_id = client.init_session(KEY)["session_id"]
     vllm.scripts.append(streamed([delta(reasoning="Хм"), *stream_of("Д", "а").acts]))
     *pieces, done = client.stream(session_id, "вопрос")
     assert pieces == [Reasoning("Хм"), Delta("Д"), Delta("а")]
@@ -57,7 +57,7 @@ def test_a_refused_stream(client: GatewayClient) -> None:
 
 
 def test_an_error_within_a_stream_comes_after_what_was_said(client: GatewayClient, vllm: ScriptedVLLM) -> None:
-    session_id = client.init_session(KEY)
+    session_id = client.init_session(KEY)["session_id"]
     vllm.scripts.append(streamed([delta(content="нача"), event({"error": {"message": "engine died"}})]))
     stream = client.stream(session_id, "вопрос")
     assert next(stream) == Delta("нача")
@@ -67,7 +67,7 @@ def test_an_error_within_a_stream_comes_after_what_was_said(client: GatewayClien
 
 
 def test_closing_the_stream_stops_vllm(client: GatewayClient, vllm: ScriptedVLLM) -> None:
-    session_id = client.init_session(KEY)
+    session_id = client.init_session(KEY)["session_id"]
     vllm.scripts.append(streamed([delta(content="нача"), 60.0]))
     stream = client.stream(session_id, "вопрос")
     next(stream)
@@ -76,7 +76,7 @@ def test_closing_the_stream_stops_vllm(client: GatewayClient, vllm: ScriptedVLLM
 
 
 def test_cancelling_from_another_thread(client: GatewayClient, vllm: ScriptedVLLM) -> None:
-    session_id = client.init_session(KEY)
+    session_id = client.init_session(KEY)["session_id"]
     vllm.scripts.append(streamed([delta(content="нача"), 60.0]))
     stream = client.stream(session_id, "вопрос")
     next(stream)
@@ -158,7 +158,7 @@ def test_proxy_variables_are_not_heeded(gateway: Gateway, monkeypatch: pytest.Mo
 
 
 def test_a_reply_longer_than_a_megabyte(client: GatewayClient, vllm: ScriptedVLLM) -> None:
-    session_id = client.init_session(KEY)
+    session_id = client.init_session(KEY)["session_id"]
     vllm.scripts.append(stream_of(*["я" * 100_000] * 10))
     *_, done = client.stream(session_id, "вопрос")
     assert isinstance(done, Done)
@@ -166,7 +166,7 @@ def test_a_reply_longer_than_a_megabyte(client: GatewayClient, vllm: ScriptedVLL
 
 
 def test_a_json_turn_that_is_cancelled(client: GatewayClient, vllm: ScriptedVLLM) -> None:
-    session_id = client.init_session(KEY)
+    session_id = client.init_session(KEY)["session_id"]
     slow = whole("поздно")
     slow.delay = 60
     vllm.scripts.append(slow)
