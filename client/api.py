@@ -7,6 +7,7 @@
 Knows nothing of terminals; the module to copy into a program of one's own.
 """
 
+import re
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -143,16 +144,22 @@ class GatewayUnreachable(GatewayError):
 
 
 class GatewayClient:
-    """One gateway. Safe to use from several threads."""
+    """One gateway. Safe to use from several threads.
+
+    Attributes:
+        address: where it is, without a password.
+    """
 
     def __init__(self, base_url: str) -> None:
         """`base_url`: where the gateway is, for example http://127.0.0.1:8080. Proxy variables are not heeded."""
-        self.base_url = base_url.rstrip("/") if "://" in base_url else f"http://{base_url.rstrip('/')}"
-        timeout = _timeout(READ_TIMEOUT_SECONDS)
         try:
-            self._http = httpx2.Client(base_url=self.base_url, timeout=timeout, trust_env=False)
+            url = httpx2.URL(base_url if "://" in base_url else f"http://{base_url}")
         except httpx2.InvalidURL as exc:
-            raise GatewayUnreachable(f"Неверный адрес шлюза: {base_url}. Пример: http://127.0.0.1:8080") from exc
+            raise _wrong_address(base_url) from exc
+        if url.scheme not in ("http", "https") or not url.host.strip():
+            raise _wrong_address(base_url)
+        self.address = _without_password(url).rstrip("/")
+        self._http = httpx2.Client(base_url=url, timeout=_timeout(READ_TIMEOUT_SECONDS), trust_env=False)
 
     def __enter__(self) -> Self:
         return self
@@ -214,8 +221,8 @@ class GatewayClient:
                     yield event
                     if isinstance(event, Done):
                         return
-        except httpx2.RequestError as exc:
-            raise self._unreachable() from exc
+        except (httpx2.RequestError, UnicodeError) as exc:
+            raise self._unreachable(exc) from exc
         raise GatewayUnreachable("Шлюз оборвал ответ на середине.")
 
     def history(self, session_id: str) -> History:
@@ -251,14 +258,32 @@ class GatewayClient:
     def _call(self, method: str, path: str, expected: str, **arguments: Any) -> dict[str, Any]:
         try:
             response = self._http.request(method, path, **arguments)
-        except httpx2.RequestError as exc:
-            raise self._unreachable() from exc
+        except (httpx2.RequestError, UnicodeError) as exc:
+            raise self._unreachable(exc) from exc
         return _checked(response, expected)
 
-    def _unreachable(self) -> GatewayUnreachable:
+    def _unreachable(self, exc: httpx2.RequestError | UnicodeError) -> GatewayUnreachable:
+        match exc:
+            case httpx2.SSEError():
+                return _foreign(self.address, "не поток событий")
+            case UnicodeError():
+                return _wrong_address(self.address)
         return GatewayUnreachable(
-            f"Нет связи со шлюзом {self.base_url}. Проверьте адрес и запущен ли шлюз: curl {self.base_url}/health"
+            f"Нет связи со шлюзом {self.address}. Проверьте адрес и запущен ли шлюз: curl {self.address}/health"
         )
+
+
+def _wrong_address(address: str) -> GatewayUnreachable:
+    shown = re.sub(r"//[^/@]*@", "//", address)
+    return GatewayUnreachable(f"Неверный адрес шлюза: {shown}. Пример: http://127.0.0.1:8080")
+
+
+def _foreign(address: str, sent: str) -> GatewayUnreachable:
+    return GatewayUnreachable(f"По адресу {address} отвечает не Simple Chat Gateway: {sent}.")
+
+
+def _without_password(url: httpx2.URL) -> str:
+    return str(url.copy_with(userinfo=b""))
 
 
 def _timeout(read_seconds: float) -> httpx2.Timeout:
@@ -297,4 +322,4 @@ def _checked(response: httpx2.Response, expected: str) -> dict[str, Any]:
             return body
     except (LookupError, TypeError, ValueError):
         pass
-    raise GatewayUnreachable(f"По адресу {response.url} отвечает не Simple Chat Gateway: HTTP {response.status_code}.")
+    raise _foreign(_without_password(response.url), f"HTTP {response.status_code}")

@@ -28,7 +28,7 @@ class Config:
     Attributes:
         url: the gateway's address.
         key: vLLM's; None if it is to be asked for.
-        key_origin: where the key comes from, in Russian.
+        key_origin: where the key comes from, or why there is none where it should be, in Russian.
         system_prompt: None is the gateway's default.
         options: what every `/chat` is sent beside the message: max_tokens, temperature, extra.
     """
@@ -59,7 +59,7 @@ def _is_temperature(value: object) -> bool:
 
 
 FIELDS: Mapping[str, _Field] = {
-    "url": _Field(_is_text, "строка, адрес шлюза: http://127.0.0.1:8080"),
+    "url": _Field(lambda value: _is_text(value) and value != "", "строка, адрес шлюза: http://127.0.0.1:8080"),
     "key": _Field(lambda value: _is_text(value) and value != "", "строка, непустая"),
     "key_file": _Field(_is_text, "строка, путь к файлу с ключом"),
     "key_env": _Field(_is_text, "строка, имя переменной окружения с ключом"),
@@ -194,7 +194,8 @@ def _key(told: Mapping[str, Any], folder: Path, environ: Mapping[str, str]) -> t
         case {"key": key}:
             return key, "из файла настроек"
         case {"key_env": name}:
-            return (as_text(environ[name]), f"из переменной {name}") if environ.get(name) else (None, "")
+            key = environ.get(name)
+            return (as_text(key), f"из переменной {name}") if key else (None, f"переменная {name} не задана")
         case {"key_file": name}:
             file = folder / os.path.expanduser(name)  # noqa: PTH111  # leaves the ~ of nobody as it is
             return _key_in(file), f"из файла {file}"

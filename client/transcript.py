@@ -7,6 +7,7 @@ is None is read back as none at all; Markdown of a talk in which nothing was sai
 
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from client.api import Message
-from client.words import is_json, why
+from client.words import ending_of, is_json, why
 
 _HEADINGS = {"system": "Системный промпт", "user": "Вы", "assistant": "Модель"}
 # An editor may have cut the empty lines at the end of the file.
@@ -38,17 +39,20 @@ class Transcript:
 
 
 def save(transcript: Transcript, path: Path) -> None:
-    """Write a talk to a file, whole or not at all, in the form that its name asks for.
+    """Write a talk to a file, whole or not at all, in the form that its name asks for; its rights stay.
 
     Raises:
         TranscriptError: the name ends neither in .md nor in .json, or the file cannot be written.
     """
     data = (to_json(transcript) if _is_json(path) else to_markdown(transcript)).encode()
     try:
-        with TemporaryDirectory(prefix=".", dir=path.parent) as folder:
+        place = path.resolve()  # of a link, what it leads to
+        with TemporaryDirectory(prefix=".", dir=place.parent) as folder:
             unfinished = Path(folder, "unfinished")
             unfinished.write_bytes(data)
-            unfinished.replace(path)
+            if place.exists():
+                shutil.copymode(place, unfinished)
+            unfinished.replace(place)
     except (OSError, ValueError) as exc:
         raise TranscriptError(f"{path} не записывается: {why(exc)}.") from exc
 
@@ -142,7 +146,9 @@ def _transcript(system_prompt: str | None, messages: Sequence[Message]) -> Trans
 def _section(role: str, content: str, finish_reason: str | None) -> str:
     told = role if finish_reason is None else f"{role} {quote(finish_reason, safe='')}"
     escaped = _LIKE_A_MARK.sub(r"\1\\", content)
-    return f"<!-- chat {told} -->\n## {_HEADINGS[role]}\n\n{escaped}\n"
+    ending = " ".join(ending_of({"finish_reason": finish_reason}).split())
+    heading = f"{_HEADINGS[role]} ({ending})" if ending else _HEADINGS[role]
+    return f"<!-- chat {told} -->\n## {heading}\n\n{escaped}\n"
 
 
 def _message(role: str, content: str, finish_reason: object) -> Message:

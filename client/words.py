@@ -2,6 +2,7 @@
 
 import errno
 import json
+from collections.abc import Mapping
 
 _REASONS = {
     errno.EACCES: "нет прав",
@@ -28,6 +29,19 @@ def plural(count: int, one: str, few: str, many: str) -> str:
 def pairs(count: int) -> str:
     """How many pairs of messages."""
     return plural(count, "пара", "пары", "пар")
+
+
+def ending_of(message: Mapping[str, object]) -> str:
+    """How an answer ended, if not as it should; empty if it did, and for a question."""
+    match message.get("finish_reason"):
+        case None | "stop":
+            return ""
+        case "length":
+            return "обрезан по max_tokens"
+        case "cancelled":
+            return "остановлен"
+        case reason:
+            return str(reason)
 
 
 def decimal(value: float, digits: int = 1) -> str:

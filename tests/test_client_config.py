@@ -201,7 +201,7 @@ def test_a_key_can_be_in_any_variable(path: Path) -> None:
     assert load(path, {}, {"OTHER_KEY": "\udcff\udcfe"}).key == "??", "it can be sent, and vLLM will say"
     for environ in ({}, {"OTHER_KEY": ""}):
         config = load(path, {}, environ)
-        assert (config.key, config.key_origin) == (None, ""), "the key will come from a person"
+        assert (config.key, config.key_origin) == (None, "переменная OTHER_KEY не задана"), "a person may know it"
 
 
 @pytest.mark.parametrize("names", [("key", "key_file"), ("key", "key_env"), ("key_file", "key_env")])
