@@ -51,9 +51,10 @@ lint: ## проверить стиль, формат и типы
 	@.venv/bin/hadolint Dockerfile Dockerfile.vllm
 	@.venv/bin/shellcheck .ci/run
 
-bench: ## измерить, за сколько остановка ответа доходит до vLLM
+bench: ## измерить, за сколько остановка ответа доходит до vLLM и что стоит показ ответа в терминале
 	@$(PYTHON) -m demo.environments gateway vllm
 	@.venv/bin/python -m bench.cancel
+	@.venv/bin/python -m bench.rendering
 
 clean: ## удалить окружения и всё созданное
 	rm -rf .venv .venv-vllm .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
