@@ -1,168 +1,204 @@
-"""The conversation in a terminal: a prompt, a streamed reply, a line about its cost."""
+"""The conversation in a terminal: a line to type into, a reply that grows, a word about what went wrong."""
 
-import readline  # noqa: F401 - gives `input` line editing and history
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from types import FrameType
-from typing import Any
 
 from rich.console import Console
 
-from client.api import Answer, Delta, Done, GatewayClient, GatewayError, GatewayProblem, Reasoning
+from client.access import Access
+from client.api import Delta, GatewayError, GatewayProblem, GatewayUnreachable, Reasoning
+from client.commands import COMMANDS, CommandError, Commands, Mistyped, Next
+from client.config import ConfigError
+from client.console import error, note, warn
+from client.conversation import Conversation
+from client.live import reply_on
+from client.prompt import LineDropped, prompt_for
+from client.status import SEPARATOR, folded, notes, status
+from client.transcript import TranscriptError
 
-PROMPT = "Вы> "
 _CANCEL_RETRY_SECONDS = 0.2
-# A model's text must not steer the terminal: every control character but these becomes a visible sign.
-_CONTROLS = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 
 
 class Terminal:
     """One conversation of one person with one gateway."""
 
-    def __init__(
-        self, client: GatewayClient, console: Console, key: str, system_prompt: str | None, options: dict[str, Any]
-    ) -> None:
-        """`options`: what every `/chat` is sent beside the message."""
-        self._client = client
+    def __init__(self, conversation: Conversation, console: Console, key_origin: str) -> None:
+        """`key_origin`: where the conversation's key comes from, in Russian."""
+        self._conversation = conversation
         self._console = console
-        self._key = key
-        self._system_prompt = system_prompt
-        self._options = options
-        self._session_id = ""
+        completions = {name: command.completes for name, command in COMMANDS.items()}
+        self._prompt = prompt_for(console, conversation.state.history_file(), completions, self._status)
+        self._access = Access(conversation, console, self._prompt, key_origin)
+        self._commands = Commands(conversation, console, self._access)
+        self._next = Next()
 
-    def run(self) -> None:
-        """Talk until Ctrl-D.
+    def run(self, *, resume: bool, system_prompt: str | None, keep: bool) -> None:
+        """Talk until the person leaves.
+
+        Args:
+            resume: go on with the last session of this gateway, if it lives.
+            system_prompt: what a resumed session is to have; None leaves it.
+            keep: leave the session open at the end.
 
         Raises:
-            GatewayError: the session could not be opened.
+            GatewayError: no session could be opened.
+            KeyboardInterrupt: the person left before there was one.
         """
-        health = self._client.health()
-        self._open_session()
-        self._note(f"Модель {health['model']}. Ctrl-C — остановить ответ, Ctrl-D — выйти.")
+        conversation = self._conversation
+        health = conversation.client.health()
         for warning in health["warnings"]:
-            self._console.print(f"Внимание: {warning}", style="yellow", markup=False, highlight=False)
+            warn(self._console, warning)
+        self._access.enter(resume=resume)
+        note(self._console, f"Модель {health['model']}. Справка — /help, выход — Ctrl-D.")
+        if resume and system_prompt is not None:
+            conversation.set_system_prompt(system_prompt)
+        while not self._next.leaves:
+            self._step()
+        if self._next.keeps or keep:
+            note(self._console, "Сессия не закрыта: её продолжит --continue с тем же адресом.")
+            return
         try:
-            for message in self._messages():
-                self._turn(message)
-        finally:
-            with suppress(GatewayError):
-                self._client.stop_session(self._session_id)
-        self._note("Сессия закрыта.")
+            conversation.stop()
+        except (GatewayError, KeyboardInterrupt):
+            note(self._console, "Шлюз не ответил; сессия закроется сама, когда истечёт.")
+        else:
+            note(self._console, "Сессия закрыта.")
 
-    def _open_session(self) -> None:
-        self._session_id = self._client.init_session(self._key, self._system_prompt)["session_id"]
-
-    def _messages(self) -> Iterator[str]:
-        while True:
-            try:
-                line = input(PROMPT)
-            except EOFError:
-                print()
-                return
-            except KeyboardInterrupt:
-                print()
-                self._note("Выйти — Ctrl-D.")
-                continue
-            if line.strip():
-                yield as_text(line)
-
-    def _turn(self, message: str) -> None:
+    def _step(self) -> None:
+        """Go on with `_next`, and set what follows."""
+        asked, self._next = self._next, Next()
         try:
-            self._reply(message)
+            self._go_on(asked)
+        except KeyboardInterrupt:
+            note(self._console, "Прервано.")
+        except (CommandError, ConfigError, TranscriptError, GatewayError) as exc:
+            error(self._console, f"{exc}{_advice(exc)}")
+
+    def _go_on(self, asked: Next) -> None:
+        if asked.message is not None:
+            self._turn(asked.message, replaces=asked.replaces)
+            return
+        try:
+            line = self._prompt.ask(asked.draft)
+        except EOFError:
+            self._next = Next(leaves=True)
+            return
+        except LineDropped:
+            return
+        except KeyboardInterrupt:
+            note(self._console, "Выйти — Ctrl-D.")
+            return
+        if line.startswith("/"):
+            self._command(line)
+        elif line.strip():
+            self._turn(line, replaces=asked.replaces)
+
+    def _command(self, line: str) -> None:
+        try:
+            self._next = self._commands.run(line)
+        except (Mistyped, ConfigError, TranscriptError, GatewayUnreachable):
+            self._next = Next(draft=line)
+            raise
+
+    def _turn(self, message: str, *, replaces: bool) -> None:
+        """Say something; what could not be said is the draft of the next line."""
+        conversation = self._conversation
+        commits = conversation.commits
+        self._next = Next(draft=message, replaces=replaces)
+        self._console.print()
+
+        def say() -> None:
+            # It may have come through the last time, when the answer did not.
+            if conversation.commits == commits or conversation.messages[-2]["content"] != message:
+                self._reply(message)
+
+        def say_instead() -> None:
+            with conversation.instead_of_last_pair():
+                self._reply(message)
+
+        try:
+            self._access.in_session(say_instead if replaces and conversation.messages else say)
         except GatewayProblem as exc:
-            if exc.code == "session_not_found":
-                self._reopen(message)
-            elif exc.code == "cancelled":
-                self._note("Остановлено.")
-            else:
-                self._error(exc)
-        except GatewayError as exc:
-            self._error(exc)
-
-    def _reopen(self, message: str) -> None:
-        self._note("Сессия истекла; открываю новую, прежний разговор она не помнит.")
-        try:
-            self._open_session()
-            self._reply(message)
-        except GatewayError as exc:
-            self._error(exc)
+            if exc.code != "cancelled":
+                raise
+            note(self._console, "Остановлено.")
+        finally:
+            if conversation.commits > commits:
+                self._next = Next()
+        self._console.print()
 
     def _reply(self, message: str) -> None:
-        started = time.monotonic()
+        """Say something. Where no answer comes, the turn is settled as far as possible."""
+        try:
+            self._show_reply(message)
+        except KeyboardInterrupt:
+            note(self._console, "Связь оборвана; шлюз остановит ответ сам.")
+        except GatewayUnreachable as exc:
+            error(self._console, str(exc))
+        else:
+            return
+        with suppress(GatewayError, KeyboardInterrupt):
+            self._access.settle()
+
+    def _show_reply(self, message: str) -> None:
         ended = threading.Event()
-        thinking = False
-        with _on_interrupt(lambda: self._cancel(ended)):
-            try:
-                for event in self._client.stream(self._session_id, message, **self._options):
-                    match event:
-                        case Reasoning(text):
-                            thinking = True
-                            self._write(text, style="dim italic")
-                        case Delta(text):
-                            self._write(f"\n\n{text}" if thinking else text)
-                            thinking = False
-                        case Done(answer):
-                            self._console.print()
-                            self._note(_summary(answer, time.monotonic() - started))
-            finally:
-                ended.set()
+        with reply_on(self._console, "Ctrl-C — остановить") as reply:
+
+            def stop() -> None:
+                reply.hint("останавливаю; ещё раз Ctrl-C — оборвать связь")
+                self._cancel(ended)
+
+            with _on_interrupt(stop), closing(self._conversation.stream(message)) as events:
+                try:
+                    for event in events:
+                        match event:
+                            case Reasoning(text):
+                                reply.think(text)
+                            case Delta(text):
+                                reply.say(text)
+                finally:
+                    ended.set()
+        for line in notes(self._conversation.turns[-1], "/set max_tokens ЧИСЛО, затем /regenerate"):
+            note(self._console, line)
+        if self._console.is_dumb_terminal:
+            note(self._console, f"[{SEPARATOR.join(status(self._conversation))}]")
 
     def _cancel(self, ended: threading.Event) -> None:
         """Stop the reply; again and again, because the request itself may still be on its way to the gateway."""
         with suppress(GatewayError):
-            while not ended.is_set() and not self._client.cancel(self._session_id):
+            while not ended.is_set() and not self._conversation.cancel():
                 ended.wait(_CANCEL_RETRY_SECONDS)
 
-    def _write(self, text: str, style: str | None = None) -> None:
-        text = text.translate(_CONTROLS)
-        self._console.print(text, end="", style=style, markup=False, highlight=False, soft_wrap=True, emoji=False)
-
-    def _note(self, text: str) -> None:
-        self._console.print(text, style="dim", markup=False, highlight=False)
-
-    def _error(self, error: GatewayError) -> None:
-        self._console.print(f"\nОшибка: {error}", style="red", markup=False, highlight=False)
+    def _status(self) -> str:
+        return "\n".join(folded(status(self._conversation), self._console.width))
 
 
-def as_text(raw: str) -> str:
-    """What a terminal gave, with a sign for every byte that is no text."""
-    return raw.encode(errors="replace").decode()
-
-
-def _summary(answer: Answer, seconds: float) -> str:
-    context = answer["context"]
-    parts = [f"контекст {context['used']} из {context['limit']} ток."]
-    if context["dropped_pairs"]:
-        parts.append(f"не вошло пар: {context['dropped_pairs']}")
-    if answer["output_tokens"] is not None:
-        parts.append(f"ответ {answer['output_tokens']} ток. за {seconds:.1f} с")
-    match answer["finish_reason"]:
-        case "cancelled":
-            parts.append("остановлено")
-        case "length":
-            parts.append("обрезано по max_tokens")
-    return f"[{' · '.join(parts)}]"
+def _advice(exc: Exception) -> str:
+    match exc:
+        case GatewayProblem(problem={"field": str(field)}) if field.startswith("extra."):
+            return f" Убрать: /set {field.removeprefix('extra.')} null."
+    return ""
 
 
 @contextmanager
 def _on_interrupt(stop: Callable[[], None]) -> Iterator[None]:
-    """While a reply runs, the first Ctrl-C calls `stop` beside it; a second one breaks the reply off."""
-    interrupted = False
+    """The first Ctrl-C calls `stop` beside what runs, and waits for it; a second one raises KeyboardInterrupt."""
+    stopping: threading.Thread | None = None
 
     def handle(_signum: int, _frame: FrameType | None) -> None:
-        nonlocal interrupted
-        if interrupted:
+        nonlocal stopping
+        if stopping is not None:
             raise KeyboardInterrupt
-        interrupted = True
-        threading.Thread(target=stop, daemon=True).start()
+        stopping = threading.Thread(target=stop, daemon=True)
+        stopping.start()
 
     previous = signal.signal(signal.SIGINT, handle)
     try:
         yield
-    except KeyboardInterrupt:
-        print("\nСоединение оборвано: шлюз остановит ответ и сохранит то, что успело прийти.")
+        if stopping is not None:
+            stopping.join()  # so that it stops nothing that comes after
     finally:
         signal.signal(signal.SIGINT, previous)

@@ -140,10 +140,10 @@ def gateways_before(vllm_url: str, model_folder: Path, timeout_seconds: float = 
     """What starts gateways in front of a vLLM, with settings of the test's own."""
 
     @contextmanager
-    def start(**settings: Any) -> Iterator[Gateway]:
+    def start(port: int = 0, **settings: Any) -> Iterator[Gateway]:
         defaults = {"vllm_base_url": f"{vllm_url}/v1", "tokenizer_path": str(model_folder)}
         app = create_app(Settings(**{**defaults, **settings}))
-        with serve(app) as url, httpx2.Client(base_url=url, timeout=timeout_seconds) as http:
+        with serve(app, port) as url, httpx2.Client(base_url=url, timeout=timeout_seconds) as http:
             yield Gateway(url, http)
 
     return start

@@ -11,16 +11,15 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import httpx2
-import pexpect
 import pytest
 
 from tests.conftest import Gateway, SessionOf
 from tests.readme import ROOT, commands, type_the_walk
+from tests.screen import Screen
 from tests.servers import wait_until
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
@@ -254,18 +253,18 @@ def test_vllm_is_reached_by_nobody_and_reaches_nobody(stand: Stand) -> None:
 def test_the_client_in_the_image_talks(stand: Stand, gateway: Gateway) -> None:
     del gateway  # only that it be ready
     talk = ["compose", "exec", "gateway", "python", "-m", "client"]
-    with closing(pexpect.spawn("docker", talk, cwd=str(stand.folder), encoding="utf-8", timeout=30)) as client:
-        client.expect("Ключ vLLM: ")
-        client.sendline(KEY)
-        client.expect_exact("Вы> ")
-        client.sendline("Привет")
-        client.expect_exact("Привет\r\n")
-        client.expect(r"\w")
-        client.expect_exact("Вы> ")
-        client.sendeof()
-        client.expect_exact("Сессия закрыта.")
-        client.expect(pexpect.EOF)
-    assert client.exitstatus == 0
+    with Screen(["docker", *talk], stand.folder, os.environ) as client:
+        client.wait_for("Ключ vLLM:", 60)
+        client.type(KEY)
+        client.press("enter")
+        client.say("Привет")
+        client.wait_for("контекст", 60)
+        client.wait_for_prompt()
+        client.press("up")
+        client.wait_for_prompt("Привет")
+        client.press("ctrl-c", "ctrl-d")
+        client.wait_for("Сессия закрыта.")
+        assert client.wait_for_end() == 0
 
 
 def test_neither_key_nor_messages_are_left_anywhere(stand: Stand, gateway: Gateway, session: SessionOf) -> None:
