@@ -10,6 +10,18 @@ from contextlib import suppress
 from dataclasses import replace
 from types import FrameType
 
+try:
+    import httpx2  # noqa: F401
+    import prompt_toolkit  # noqa: F401
+    import rich  # noqa: F401
+except ModuleNotFoundError as missing:
+    print(
+        f"Ошибка: нет библиотеки {missing.name}. Поставьте: pip install -r client/requirements.txt — или возьмите "
+        "python из окружения, где она есть: .venv/bin/python -m client",
+        file=sys.stderr,
+    )
+    sys.exit(2)
+
 from client.api import GatewayClient, GatewayError, GatewayProblem
 from client.arguments import parse
 from client.config import Config, ConfigError, load, with_option

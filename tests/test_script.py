@@ -178,6 +178,12 @@ def test_wrong_use_is_2(run: Run, tmp_path: Path, arguments: list[str], more: di
     check_failed(run(*arguments, **more), client.WRONG_USE, words)
 
 
+def test_no_libraries_is_2(environ: dict[str, str]) -> None:
+    command = [sys.executable, "-S", "-m", "client", "вопрос"]
+    result = subprocess.run(command, env=environ, capture_output=True, timeout=30, check=False)
+    check_failed(result, client.WRONG_USE, "нет библиотеки httpx2. Поставьте: pip install -r client/requirements.txt")
+
+
 def test_what_is_no_text_is_2(run: Run) -> None:
     check_failed(run(stdin="привет".encode("cp1251")), client.WRONG_USE, "не текст в UTF-8")
 
