@@ -50,13 +50,7 @@ def main() -> int:
     """Returns the exit code."""
     if sys.stdout is None:
         return WRONG_USE  # there is no place to say why
-    if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - for as long as the process lives
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that does not know a letter
-    for signum in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(signum, _end)
+    _prepare()
     try:
         return _main(parse(sys.argv[1:]))
     except ConfigError as exc:
@@ -70,6 +64,18 @@ def main() -> int:
     except OSError as exc:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
         return BROKEN_PIPE if isinstance(exc, BrokenPipeError) else _fail(f"Вывод не пишется: {why(exc)}.", NOT_WRITTEN)
+
+
+def _prepare() -> None:
+    """Make of the streams and signals that a caller has given what the rest can rely on."""
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - for as long as the process lives
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that does not know a letter
+    if sys.platform != "win32":
+        for signum in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(signum, _end)
 
 
 def _end(signum: int, _frame: FrameType | None) -> None:
