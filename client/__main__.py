@@ -75,7 +75,8 @@ def _prepare() -> None:
             stream.reconfigure(errors="replace")  # a terminal that does not know a letter
     if sys.platform != "win32":
         for signum in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(signum, _end)
+            if signal.getsignal(signum) is not signal.SIG_IGN:  # as nohup has it
+                signal.signal(signum, _end)
 
 
 def _end(signum: int, _frame: FrameType | None) -> None:
@@ -159,9 +160,11 @@ def _standard_input() -> str:
     if sys.stdin.isatty():
         print("Напишите вопрос; в конце — Ctrl-D.", file=sys.stderr)
     try:
-        return sys.stdin.buffer.read().decode().removesuffix("\n")
+        return (sys.stdin.buffer.read() or b"").decode().removesuffix("\n")
     except UnicodeDecodeError as exc:
         raise ConfigError("На стандартном входе не текст в UTF-8.") from exc
+    except OSError as exc:
+        raise ConfigError(f"Стандартный вход не читается: {why(exc)}.") from exc
 
 
 def _code_of(exc: GatewayError) -> int:

@@ -274,7 +274,7 @@ class GatewayClient:
 
 
 def _wrong_address(address: str) -> GatewayUnreachable:
-    shown = re.sub(r"//[^/@]*@", "//", address)
+    shown = re.sub(r"^(.*?://)?.*@", r"\1", address)  # without a password, whatever else is wrong
     return GatewayUnreachable(f"Неверный адрес шлюза: {shown}. Пример: http://127.0.0.1:8080")
 
 

@@ -180,7 +180,7 @@ class Commands:
 
     def _edit(self, _: str) -> Next:
         question = self._last_question()
-        self._note("Поправьте вопрос. Прежние вопрос и ответ останутся, пока не отправите; Ctrl-C — передумать.")
+        self._note("Поправьте вопрос. Прежние вопрос и ответ остаются, пока не отправите; Ctrl-C — передумать.")
         return Next(draft=question, replaces=True)
 
     def _last_question(self) -> str:

@@ -134,22 +134,23 @@ class Conversation:
         return left_out
 
     @contextmanager
-    def instead_of_last_pair(self) -> Iterator[None]:
+    def instead_of_last_pair(self) -> Iterator[int]:
         """Let what is said here take the place of the last pair.
 
-        It is said in a session of its own, so that nothing is lost if no reply comes of it.
+        It is said in a session of its own, so that nothing is lost if no reply comes of it. Yields how many pairs of
+        the talk the gateway did not take for that.
         """
         before, commits = copy(self), self.commits
-        self.open(self.system_prompt, self.messages[:-2])
         try:
-            yield
+            yield self.open_newest(self.system_prompt, self.messages[:-2])
         finally:
             ended = before.session_id
             if self.commits == commits:
                 ended = self.session_id
-                self._move_to(before.session_id, before.messages)
-                self.context, self.stale = before.context, before.stale
-            self._end(ended)
+                vars(self).update(vars(before))
+                self.state.remember(self.client.address, self.session_id)
+            if ended != self.session_id:
+                self._end(ended)
 
     def replace_key(self) -> None:
         """Let the session that lives use `key` from now on."""
@@ -204,8 +205,9 @@ class Conversation:
         before = self.messages
         self.client.cancel(self.session_id)
         self._refresh()
-        # By the last pairs, not by their number: the gateway may have forgotten the first ones.
-        kept = bool(self.messages) and self.messages[-2:] not in (before[-2:], before[-4:-2])
+        # Not by their number alone: the gateway may have forgotten the first ones.
+        is_new = bool(self.messages) and self.messages[-2:] not in (before[-2:], before[-4:-2])
+        kept = is_new or len(self.messages) > len(before)
         self.commits += kept
         return kept
 
@@ -244,9 +246,10 @@ class Conversation:
         self.stale = True
         try:
             yield
-        except GatewayProblem:
+        except GatewayProblem as exc:
             self.stale = False
-            self._renew()
+            if exc.code != "session_not_found":
+                self._renew()
             raise
         self.stale = False
         self._renew()
@@ -255,7 +258,9 @@ class Conversation:
         """Take over what the gateway has."""
         history = self.client.history(self.session_id)
         self.system_prompt = history["system_prompt"]
-        self.messages = [_without_mark(message) for message in history["messages"]]
+        self.messages = [
+            _message(said["role"], said["content"], said.get("finish_reason")) for said in history["messages"]
+        ]
         self.stale = False
         self._ttl_seconds = history["expires_in"]
         self._renew()
@@ -266,21 +271,19 @@ class Conversation:
         self.turns.append(turn)
         self.context = answer["context"]
         if answer["reply"] or answer["finish_reason"] != "cancelled":  # as the gateway commits it
-            said: Message = {"role": "user", "content": message}
-            replied: Message = {
-                "role": "assistant",
-                "content": answer["reply"],
-                "finish_reason": answer["finish_reason"],
-            }
-            self.messages += [said, replied]
+            self.messages += [
+                _message("user", message),
+                _message("assistant", answer["reply"], answer["finish_reason"]),
+            ]
             self.commits += 1
 
     def _renew(self) -> None:
         self._renewed_at = time.monotonic()
 
 
-def _without_mark(message: HistoryMessage) -> Message:
-    said: Message = {"role": message["role"], "content": message["content"]}
-    if "finish_reason" in message:
-        said["finish_reason"] = message["finish_reason"]
-    return said
+def _message(role: str, content: str, finish_reason: str | None = None) -> Message:
+    """As `/history` tells it and as a file holds it: what is not known is left out."""
+    message: Message = {"role": role, "content": content}
+    if finish_reason is not None:
+        message["finish_reason"] = finish_reason
+    return message

@@ -2,13 +2,13 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 
 @contextmanager
 def quiet_keyboard() -> Iterator[None]:
     """Keep what is typed meanwhile off the screen; it waits for the next prompt. Ctrl-C goes on to interrupt."""
-    if sys.platform == "win32" or not sys.stdin.isatty():
+    if sys.platform == "win32" or sys.stdin is None or not sys.stdin.isatty():
         yield
         return
     import termios  # noqa: PLC0415 - Windows has none
@@ -23,4 +23,5 @@ def quiet_keyboard() -> Iterator[None]:
     try:
         yield
     finally:
-        termios.tcsetattr(terminal, termios.TCSANOW, before)
+        with suppress(termios.error):  # the terminal has gone
+            termios.tcsetattr(terminal, termios.TCSANOW, before)

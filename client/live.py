@@ -123,13 +123,16 @@ def _live_reply(console: Console, hint: str) -> Iterator[Reply]:
     ended = threading.Event()
     thread = threading.Thread(target=reply.keep_drawing, args=(ended,), daemon=True)
     with quiet_keyboard():
-        thread.start()
         try:
+            thread.start()
             yield reply
         finally:
             ended.set()
-            thread.join()
-            reply.finish()
+            try:
+                if thread.ident is not None:
+                    thread.join()
+            finally:
+                reply.finish()
 
 
 class LiveReply:

@@ -111,12 +111,18 @@ class Terminal:
         self._console.print()
 
         def say() -> None:
-            # It may have come through the last time, when the answer did not.
-            if conversation.commits == commits or conversation.messages[-2]["content"] != message:
-                self._reply(message)
+            nonlocal commits
+            if conversation.commits > commits:  # an earlier question had come through, when its answer did not
+                if conversation.messages[-2]["content"] == message:
+                    return
+                commits = conversation.commits
+            self._reply(message)
 
         def say_instead() -> None:
-            with conversation.instead_of_last_pair():
+            nonlocal commits
+            commits = conversation.commits
+            with conversation.instead_of_last_pair() as left_out:
+                self._access.tell_left_out(left_out)
                 self._reply(message)
 
         try:
@@ -128,6 +134,8 @@ class Terminal:
         finally:
             if conversation.commits > commits:
                 self._next = Next()
+            elif replaces:
+                note(self._console, "Прежние вопрос и ответ остаются, пока не отправите этот; Ctrl-C — передумать.")
         self._console.print()
 
     def _reply(self, message: str) -> None:
@@ -185,7 +193,10 @@ def _advice(exc: Exception) -> str:
 
 @contextmanager
 def _on_interrupt(stop: Callable[[], None]) -> Iterator[None]:
-    """The first Ctrl-C calls `stop` beside what runs, and waits for it; a second one raises KeyboardInterrupt."""
+    """The first Ctrl-C calls `stop` beside what runs, and waits for it; a second one raises KeyboardInterrupt.
+
+    It is waited for so that it stops nothing that comes after.
+    """
     stopping: threading.Thread | None = None
 
     def handle(_signum: int, _frame: FrameType | None) -> None:
@@ -197,8 +208,13 @@ def _on_interrupt(stop: Callable[[], None]) -> Iterator[None]:
 
     previous = signal.signal(signal.SIGINT, handle)
     try:
-        yield
+        try:
+            yield
+        except GatewayError:
+            if stopping is not None:
+                stopping.join()
+            raise
         if stopping is not None:
-            stopping.join()  # so that it stops nothing that comes after
+            stopping.join()
     finally:
         signal.signal(signal.SIGINT, previous)

@@ -193,6 +193,13 @@ def test_no_gateway_is_3(run: Run) -> None:
     check_failed(run("--url", "http://h:abc", "вопрос"), client.UNREACHABLE, "Неверный адрес шлюза")
 
 
+@pytest.mark.parametrize("url", ["http://u:secret@h:abc", "u:secret@h:99999x", "ftp://u:sec/secret@h"])
+def test_a_password_in_an_address_is_not_shown(run: Run, url: str) -> None:
+    result = run("--url", url, "вопрос")
+    check_failed(result, client.UNREACHABLE, "Неверный адрес шлюза")
+    assert b"secret" not in result.stderr
+
+
 def test_a_wrong_key_is_4(run: Run) -> None:
     result = run("вопрос", VLLM_API_KEY="wrong")
     check_failed(result, client.WRONG_KEY, "vLLM не принимает этот ключ")
@@ -271,6 +278,17 @@ def test_a_signal_ends_the_session(
     assert (process.returncode, errors) == (128 + signum, b"")
     wait_until_idle(vllm, 5)
     assert sessions(gateway) == 0
+
+
+def test_nohup_is_heeded(environ: dict[str, str], vllm: ScriptedVLLM) -> None:
+    vllm.scripts.append(stream_of("а", "б", gap=0.5))
+    command = ["nohup", sys.executable, "-m", "client", "вопрос"]
+    pipes: dict[str, Any] = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL, **pipes) as process:
+        wait_until(lambda: vllm.running == 1)
+        process.send_signal(signal.SIGHUP)
+        output, _ = process.communicate(timeout=10)
+    assert (process.returncode, output.decode()) == (client.OK, "аб\n")
 
 
 def test_an_interrupted_session_can_be_gone_on_with(

@@ -587,6 +587,39 @@ def test_an_undo_whose_answer_is_lost_is_not_done_twice(start: Talk, network: Ne
     assert said(vllm) == ["раз", "Ответ 1.", "два"]
 
 
+def test_a_question_is_not_lost_to_one_that_had_come_through(start: Talk, network: Network, vllm: ScriptedVLLM) -> None:
+    vllm.scripts += [hanging("нача", "ло"), refusal(500, "engine died")]
+    screen = start("--url", network.url)
+    screen.say("раз")
+    screen.wait_for("начало")
+    network.go_down()
+    screen.wait_for("Ошибка: Нет связи со шлюзом")
+    screen.wait_for_prompt("раз")
+    network.is_up = True
+    screen.press("ctrl-u")
+    screen.say("два")
+    screen.wait_for("Вопрос и то, что успело прийти, шлюз сохранил.")
+    screen.wait_for("Ошибка: vLLM ответил ошибкой 500.")
+    screen.wait_for_prompt("два")
+
+
+def test_a_question_that_never_arrived_is_not_told_to_be_kept(
+    start: Talk, network: Network, vllm: ScriptedVLLM, tmp_path: Path
+) -> None:
+    (tmp_path / "talk.json").write_text('[{"role":"user","content":"а"},{"role":"assistant","content":"б"}]')
+    screen = start("--url", network.url)
+    screen.say("/load talk.json")
+    screen.wait_for("в новой сессии, 1 пара")
+    network.held = b"POST /chat"
+    screen.say("раз")
+    wait_until(lambda: any(data.startswith(b"POST /chat") for data in network.seen))
+    network.cut()
+    screen.wait_for("Ошибка: Нет связи со шлюзом")
+    screen.wait_for_prompt("раз")
+    assert "сохранил" not in screen.text()
+    assert vllm.seen == []
+
+
 def test_a_regeneration_that_breaks_loses_nothing(start: Talk, network: Network, vllm: ScriptedVLLM) -> None:
     screen = start("--url", network.url)
     screen.say("раз")
@@ -632,6 +665,8 @@ def test_a_talk_too_long_for_one_request_comes_back_in_part(
         screen.press("enter")
         screen.wait_for("Не вошло с начала: 2 пары.")
         screen.wait_for("Ответ 5.")
+        screen.say("/regenerate")
+        screen.wait_for("Ответ 6.")
         leave(screen)
     assert [text[:8] for text in said(upstream.script)[::2]] == ["вопрос 3", "вопрос 4", "ещё"]
 
@@ -756,6 +791,7 @@ def test_an_answer_that_could_not_be_replaced_stays(talk: Talk, vllm: ScriptedVL
     vllm.scripts.append(refusal(500, "engine died"))
     screen.say("/regenerate")
     screen.wait_for("Ошибка: vLLM ответил ошибкой 500.")
+    screen.wait_for("Прежние вопрос и ответ остаются, пока не отправите этот; Ctrl-C — передумать.")
     screen.wait_for_prompt("раз")
     assert sessions(gateway) == 1
     screen.press("ctrl-c")
