@@ -93,6 +93,7 @@ def _main(arguments: argparse.Namespace) -> int:
     with GatewayClient(config.url) as client:
         conversation = Conversation(client, State.of_user(), config.key, config.system_prompt, dict(config.options))
         if talks:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell may have had ignored
             terminal = Terminal(conversation, make_console(), config.key_origin)
             terminal.run(resume=arguments.resume, system_prompt=arguments.system, keep=arguments.keep)
         else:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -189,6 +190,11 @@ def docker_runs() -> bool:
     return shutil.which("docker") is not None and (
         subprocess.run(["docker", "info"], capture_output=True, check=False).returncode == 0
     )
+
+
+def pytest_configure() -> None:
+    """A shell starts background jobs with SIGINT ignored, and what they start would inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
