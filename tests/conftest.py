@@ -5,7 +5,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,6 +17,7 @@ import pytest
 from app.config import Settings
 from app.main import create_app
 from demo.stand import generated_model
+from tests.screen import Screen, Talk, client_on_screen
 from tests.scripted_vllm import KEY, ScriptedVLLM
 from tests.servers import serve, wait_until
 
@@ -46,6 +47,10 @@ class Gateway:
     def refused(self, status: int, code: str, path: str, **body: Any) -> Any:
         """POST a JSON body; the answer must be this problem."""
         return problem(self.post(path, **body), status, code)
+
+    def session_count(self) -> int:
+        """How many sessions are open."""
+        return int(self.http.get("/health").json()["sessions"])
 
     def open(self, **body: Any) -> "SessionOf":
         """Open a session."""
@@ -165,6 +170,29 @@ def gateway(start_gateway: StartGateway) -> Iterator[Gateway]:
 @pytest.fixture
 def session(gateway: Gateway) -> SessionOf:
     return gateway.open()
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Talk]:
+    """Starts the terminal client in a terminal, with the key and a home of the test's own."""
+    with ExitStack() as started:
+
+        def open_screen(*arguments: str, columns: int = 80, rows: int = 24, **more: str) -> Screen:
+            environ = {"VLLM_API_KEY": KEY, **more}
+            screen = client_on_screen(*arguments, folder=tmp_path, environ=environ, columns=columns, rows=rows)
+            return started.enter_context(screen)
+
+        yield open_screen
+
+
+@pytest.fixture
+def talk(start: Talk, gateway: Gateway) -> Talk:
+    """Starts it before the gateway."""
+
+    def open_screen(*arguments: str, **more: Any) -> Screen:
+        return start("--url", gateway.url, *arguments, **more)
+
+    return open_screen
 
 
 def wait_until_idle(vllm: ScriptedVLLM, seconds: float = 10.0) -> float:

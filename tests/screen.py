@@ -154,5 +154,17 @@ def client_on_screen(
     return Screen([sys.executable, "-m", "client", *arguments], folder, {**own, **environ}, columns, rows)
 
 
+Talk = Callable[..., Screen]
+"""Starts the client in a terminal: its arguments, `columns`, `rows`, and variables of its environment."""
+
+
+def leave(screen: Screen) -> None:
+    """Leave the client at an empty prompt."""
+    screen.wait_for_prompt()
+    screen.press("ctrl-d")
+    assert screen.wait_for_end() == 0
+    assert screen.text().endswith("Сессия закрыта.")
+
+
 def _text_of(line: "Mapping[int, pyte.screens.Char]", columns: int) -> str:
     return "".join(line[x].data for x in range(columns)).rstrip()

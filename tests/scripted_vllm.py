@@ -80,6 +80,11 @@ def whole(text: str | None, *, usage: Any = USAGE, finish_reason: str = "stop", 
     return Script([json.dumps({"choices": [choice], "usage": usage}, ensure_ascii=False).encode()])
 
 
+def hanging(*pieces: str) -> Script:
+    """A stream that says the pieces and then nothing for a long time."""
+    return streamed([*(delta(content=piece) for piece in pieces), 60.0])
+
+
 def refusal(status: int, message: str, **headers: str) -> Script:
     """An error as vLLM words it."""
     error = {"error": {"message": message, "type": "BadRequestError", "param": None, "code": status}}
@@ -125,6 +130,11 @@ class ScriptedVLLM:
                 Route("/v1/chat/completions", _Chat(self)),
             ]
         )
+
+    def said(self, number: int = -1) -> list[str]:
+        """The texts of a chat, without the system prompt."""
+        messages = self.seen[number].body["messages"]
+        return [message["content"] for message in messages if message["role"] != "system"]
 
     def admits(self, request: Request) -> bool:
         """Whether the request bears the key."""

@@ -49,10 +49,6 @@ def run(gateway_url: str, folder: Path, stdin: str, key: str = KEY) -> subproces
     return result
 
 
-def session_count(gateway: Gateway) -> int:
-    return int(gateway.http.get("/health").json()["sessions"])
-
-
 # --- the terminal client ---
 
 
@@ -107,7 +103,7 @@ def test_every_command_gives_the_documented_answer(gateway: Gateway, vllm: Scrip
     shown = type_the_walk(gateway.url, KEY, tmp_path, WALK, PAGE)
     assert '"finish_reason":"cancelled"' in shown
     assert '"history_pairs":2' in shown, "the talk went on in a new session"
-    assert session_count(gateway) == 0
+    assert gateway.session_count() == 0
     assert list(tmp_path.iterdir()) == [], "nothing is left lying about"
 
 
@@ -159,14 +155,14 @@ def test_a_talk_of_two_messages(gateway: Gateway, vllm: ScriptedVLLM, tmp_path: 
     assert len(vllm.seen[1].body["messages"]) == 4, "one talk"
     assert [seen.body["messages"][-1]["content"] for seen in vllm.seen] == ["Здравствуй", "Прощай"]
     assert all(seen.body["stream"] for seen in vllm.seen)
-    assert session_count(gateway) == 0
+    assert gateway.session_count() == 0
 
 
 def test_a_wrong_key(gateway: Gateway, tmp_path: Path) -> None:
     result = run(gateway.url, tmp_path, "вопрос\n", key="wrong")
     assert result.returncode == 1
     assert "vLLM не принимает этот ключ." in result.stderr
-    assert session_count(gateway) == 0
+    assert gateway.session_count() == 0
 
 
 def test_no_gateway(tmp_path: Path) -> None:
@@ -209,4 +205,4 @@ def test_an_error_is_shown_and_the_talk_goes_on(
     assert result.stdout.startswith(shown)
     assert result.stdout.endswith("\nЖив.\n")
     assert [message["content"] for message in vllm.seen[1].body["messages"][1:]] == ["два"]
-    assert session_count(gateway) == 0
+    assert gateway.session_count() == 0

@@ -41,10 +41,6 @@ def restored(gateway: Gateway, history: list[Any], **body: Any) -> tuple[Session
     return SessionOf(gateway, answer["session_id"]), answer["context"]
 
 
-def session_count(gateway: Gateway) -> int:
-    return int(gateway.http.get("/health").json()["sessions"])
-
-
 @pytest.fixture(scope="module")
 def tokenizer(model_folder: Path) -> ChatTokenizer:
     return ChatTokenizer.load(str(model_folder))
@@ -208,7 +204,7 @@ def test_a_history_that_is_none(gateway: Gateway, history: Any, field: str, says
     assert refused["field"] == field
     assert says in refused["detail"]
     assert SECRET not in response.text
-    assert session_count(gateway) == 0
+    assert gateway.session_count() == 0
 
 
 @pytest.mark.parametrize("history", [[], messages_of(PAIRS)], ids=["empty", "pairs"])
@@ -231,7 +227,7 @@ def test_a_system_prompt_that_does_not_fit_opens_no_session(gateway: Gateway) ->
         assert body["needed"] > body["limit"] == 7680
         assert body["detail"].startswith("Системный промпт не помещается")
         assert "max_tokens" not in body["detail"], "it is no field of this request"
-    assert session_count(gateway) == 0
+    assert gateway.session_count() == 0
 
 
 def test_a_talk_that_the_chat_template_refuses_opens_no_session(
@@ -243,7 +239,7 @@ def test_a_talk_that_the_chat_template_refuses_opens_no_session(
     with start_gateway(tokenizer_path=str(linked_model)) as gateway:
         body = gateway.refused(400, "upstream_rejected", "/init_session", vllm_api_key=KEY, history=messages_of(PAIRS))
         assert "one question only" in body["detail"]
-        assert session_count(gateway) == 0
+        assert gateway.session_count() == 0
         restored(gateway, [])
 
 
@@ -251,7 +247,7 @@ def test_the_room_then_the_key_are_checked_before_anything_is_counted(start_gate
     uncountable = {"system_prompt": "слово " * 20_000, "history": messages_of(PAIRS)}
     with start_gateway(max_sessions=1) as gateway:
         gateway.refused(401, "invalid_key", "/init_session", vllm_api_key="wrong", **uncountable)
-        assert session_count(gateway) == 0
+        assert gateway.session_count() == 0
         gateway.open()
         gateway.refused(503, "overloaded", "/init_session", vllm_api_key="wrong", **uncountable)
 

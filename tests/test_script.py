@@ -51,15 +51,6 @@ def run(environ: dict[str, str], tmp_path: Path) -> Run:
     return start
 
 
-def said(vllm: ScriptedVLLM, number: int = -1) -> list[str]:
-    """The texts of a request, without the system prompt."""
-    return [message["content"] for message in vllm.seen[number].body["messages"] if message["role"] != "system"]
-
-
-def sessions(gateway: Gateway) -> int:
-    return int(gateway.http.get("/health").json()["sessions"])
-
-
 def check_failed(result: "subprocess.CompletedProcess[bytes]", code: int, words: str) -> None:
     """One Russian line and nothing on standard output."""
     assert result.returncode == code, result.stderr.decode()
@@ -75,19 +66,19 @@ def check_failed(result: "subprocess.CompletedProcess[bytes]", code: int, words:
 def test_a_question_prints_only_the_reply(run: Run, vllm: ScriptedVLLM, gateway: Gateway) -> None:
     result = run("Сколько", "будет", "2+2?")
     assert (result.returncode, result.stdout.decode(), result.stderr) == (client.OK, "Ответ 1.\n", b"")
-    assert said(vllm) == ["Сколько будет 2+2?"]
-    assert sessions(gateway) == 0
+    assert vllm.said() == ["Сколько будет 2+2?"]
+    assert gateway.session_count() == 0
 
 
 def test_a_question_from_a_pipe(run: Run, vllm: ScriptedVLLM) -> None:
     result = run(stdin="раз\nдва\n")
     assert result.stdout.decode() == "Ответ 1.\n"
-    assert said(vllm) == ["раз\nдва"]
+    assert vllm.said() == ["раз\nдва"]
 
 
 def test_a_question_about_what_is_in_the_pipe(run: Run, vllm: ScriptedVLLM) -> None:
     run("Что здесь?", stdin="- было\n+ стало\n")
-    assert said(vllm) == ["Что здесь?\n\n- было\n+ стало"]
+    assert vllm.said() == ["Что здесь?\n\n- было\n+ стало"]
 
 
 def test_the_reply_is_exact(run: Run, vllm: ScriptedVLLM) -> None:
@@ -139,21 +130,21 @@ def test_settings_of_a_file(run: Run, vllm: ScriptedVLLM, tmp_path: Path) -> Non
 def test_a_kept_session_is_gone_on_with(run: Run, vllm: ScriptedVLLM, gateway: Gateway) -> None:
     run("--keep", "раз")
     run("--continue", "--keep", "два", VLLM_API_KEY="")
-    assert said(vllm) == ["раз", "Ответ 1.", "два"]
-    assert sessions(gateway) == 1
+    assert vllm.said() == ["раз", "Ответ 1.", "два"]
+    assert gateway.session_count() == 1
     vllm.scripts.append(refusal(500, "engine died"))
     assert run("--continue", "три").returncode == client.FAILED
-    assert sessions(gateway) == 1, "what is to be gone on with is not lost by an error"
+    assert gateway.session_count() == 1, "what is to be gone on with is not lost by an error"
     run("--continue", "четыре")
-    assert said(vllm)[-3:] == ["два", "Ответ 2.", "четыре"]
-    assert sessions(gateway) == 0
+    assert vllm.said()[-3:] == ["два", "Ответ 2.", "четыре"]
+    assert gateway.session_count() == 0
     check_failed(run("--continue", "пять"), client.REFUSED, "Продолжать нечего")
 
 
 def test_a_kept_session_that_has_expired(run: Run, start_gateway: StartGateway) -> None:
     with start_gateway(session_ttl_seconds=1) as gateway:
         run("--keep", "раз", CHAT_GATEWAY_URL=gateway.url)
-        wait_until(lambda: sessions(gateway) == 1)
+        wait_until(lambda: gateway.session_count() == 1)
 
         time.sleep(1.1)
         check_failed(run("--continue", "два", CHAT_GATEWAY_URL=gateway.url), client.REFUSED, "Продолжать нечего")
@@ -209,7 +200,7 @@ def test_a_wrong_key_is_4(run: Run) -> None:
 def test_a_refusal_is_5(run: Run, gateway: Gateway) -> None:
     check_failed(run("слово " * 10_000), client.REFUSED, "не помещаются")
     check_failed(run("--set", "top_p=1", "--set", "stream=true", "вопрос"), client.REFUSED, "extra.stream")
-    assert sessions(gateway) == 0
+    assert gateway.session_count() == 0
 
 
 def test_a_failure_is_6(run: Run, vllm: ScriptedVLLM, gateway: Gateway) -> None:
@@ -220,7 +211,7 @@ def test_a_failure_is_6(run: Run, vllm: ScriptedVLLM, gateway: Gateway) -> None:
     assert (result.returncode, result.stdout.decode()) == (client.FAILED, "нача")
     vllm.scripts.append(refusal(429, "slow down"))
     check_failed(run("--json", "вопрос"), client.FAILED, "Слишком много запросов")
-    assert sessions(gateway) == 0
+    assert gateway.session_count() == 0
 
 
 def start_hanging(environ: dict[str, str], vllm: ScriptedVLLM, *arguments: str) -> "subprocess.Popen[bytes]":
@@ -242,7 +233,7 @@ def test_ctrl_c_is_130_and_stops_the_generation(
         _, errors = process.communicate(timeout=10)
     assert (process.returncode, errors.strip()) == (client.INTERRUPTED, b"")
     wait_until_idle(vllm, 5)
-    assert sessions(gateway) == 0
+    assert gateway.session_count() == 0
 
 
 def test_a_closed_pipe_is_141_and_stops_the_generation(
@@ -255,7 +246,7 @@ def test_a_closed_pipe_is_141_and_stops_the_generation(
     )
     assert (result.returncode, result.stderr) == (client.BROKEN_PIPE, b"")
     wait_until_idle(vllm, 5)
-    assert sessions(gateway) == 0
+    assert gateway.session_count() == 0
 
 
 def test_where_nothing_can_be_written_is_1(environ: dict[str, str], gateway: Gateway) -> None:
@@ -265,7 +256,7 @@ def test_where_nothing_can_be_written_is_1(environ: dict[str, str], gateway: Gat
             command, env=environ, stdin=subprocess.DEVNULL, capture_output=True, timeout=30, check=False
         )
         check_failed(result, client.NOT_WRITTEN, "на диске нет места")
-    assert sessions(gateway) == 0
+    assert gateway.session_count() == 0
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
@@ -277,7 +268,7 @@ def test_a_signal_ends_the_session(
         _, errors = process.communicate(timeout=10)
     assert (process.returncode, errors) == (128 + signum, b"")
     wait_until_idle(vllm, 5)
-    assert sessions(gateway) == 0
+    assert gateway.session_count() == 0
 
 
 def test_nohup_is_heeded(environ: dict[str, str], vllm: ScriptedVLLM) -> None:
@@ -298,12 +289,12 @@ def test_an_interrupted_session_can_be_gone_on_with(
     with start_hanging(environ, vllm, "--continue", "два") as process:
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=10)
-    assert sessions(gateway) == 1
+    assert gateway.session_count() == 1
     vllm.key = "another"
     result = run("--continue", "--system", "Ты — ёж.", "три", VLLM_API_KEY="another")
     assert result.returncode == client.OK, result.stderr.decode()
     assert vllm.seen[-1].body["messages"][0]["content"] == "Ты — ёж."
-    assert said(vllm)[0] == "раз"
+    assert vllm.said()[0] == "раз"
 
 
 def test_a_pipe_is_no_terminal_whatever_is_forced(run: Run, vllm: ScriptedVLLM) -> None:
