@@ -179,9 +179,7 @@ class Commands:
         return Next(message=self._last_question(), replaces=True)
 
     def _edit(self, _: str) -> Next:
-        question = self._last_question()
-        self._note("Поправьте вопрос. Прежние вопрос и ответ остаются, пока не отправите; Ctrl-C — передумать.")
-        return Next(draft=question, replaces=True)
+        return Next(draft=self._last_question(), replaces=True)
 
     def _last_question(self) -> str:
         self._access.in_session(lambda: None)  # so that it is the last one for the gateway, too

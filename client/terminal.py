@@ -81,6 +81,8 @@ class Terminal:
         if asked.message is not None:
             self._turn(asked.message, replaces=asked.replaces)
             return
+        if asked.replaces:
+            note(self._console, "Прежние вопрос и ответ остаются, пока не отправите этот; Ctrl-C — передумать.")
         try:
             line = self._prompt.ask(asked.draft)
         except EOFError:
@@ -134,8 +136,6 @@ class Terminal:
         finally:
             if conversation.commits > commits:
                 self._next = Next()
-            elif replaces:
-                note(self._console, "Прежние вопрос и ответ остаются, пока не отправите этот; Ctrl-C — передумать.")
         self._console.print()
 
     def _reply(self, message: str) -> None:

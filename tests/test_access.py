@@ -163,10 +163,10 @@ def test_a_resumed_session_whose_key_is_not_known(talk: Talk, vllm: ScriptedVLLM
     screen.say("/regenerate")  # opens a session of its own
     screen.wait_for("Ключ vLLM:")
     screen.press("ctrl-c")
-    screen.wait_for("Прервано.")
+    screen.wait_for("Прервано. Прежние вопрос и ответ остаются, пока не отправите этот; Ctrl-C — передумать.")
     screen.wait_for_prompt("раз")
     screen.press("enter")
-    screen.wait_for("Ключ vLLM: Прервано. Вы> раз")
+    screen.wait_for("Вы> раз Ключ vLLM:")
     screen.type(KEY)
     screen.press("enter")
     screen.wait_for("Ответ 2.")
