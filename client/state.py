@@ -5,7 +5,8 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
+
+from client.files import write_whole
 
 
 class State:
@@ -59,11 +60,7 @@ class State:
     def _write(self, sessions: Mapping[str, str]) -> None:
         with suppress(OSError):
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with TemporaryDirectory(dir=self._folder) as folder:
-                unfinished = Path(folder, "unfinished")
-                unfinished.touch(mode=0o600)
-                unfinished.write_text(json.dumps(sessions, indent=2), encoding="utf-8")
-                unfinished.replace(self._path)
+            write_whole(self._path, json.dumps(sessions, indent=2).encode(), mode=0o600)
 
     @property
     def _path(self) -> Path:

@@ -7,15 +7,14 @@ is None is read back as none at all; Markdown of a talk in which nothing was sai
 
 import json
 import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import quote, unquote
 
 from client.api import Message
+from client.files import write_whole
 from client.words import ending_of, is_json, why
 
 _HEADINGS = {"system": "Системный промпт", "user": "Вы", "assistant": "Модель"}
@@ -46,13 +45,7 @@ def save(transcript: Transcript, path: Path) -> None:
     """
     data = (to_json(transcript) if _is_json(path) else to_markdown(transcript)).encode()
     try:
-        place = path.resolve()  # of a link, what it leads to
-        with TemporaryDirectory(prefix=".", dir=place.parent) as folder:
-            unfinished = Path(folder, "unfinished")
-            unfinished.write_bytes(data)
-            if place.exists():
-                shutil.copymode(place, unfinished)
-            unfinished.replace(place)
+        write_whole(path.resolve(), data)  # of a link, what it leads to
     except (OSError, ValueError) as exc:
         raise TranscriptError(f"{path} не записывается: {why(exc)}.") from exc
 

@@ -158,6 +158,14 @@ Talk = Callable[..., Screen]
 """Starts the client in a terminal: its arguments, `columns`, `rows`, and variables of its environment."""
 
 
+def program(path: Path, script: str) -> Path:
+    """Write a shell script that can be run; returns where it is."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    path.chmod(0o755)
+    return path
+
+
 def leave(screen: Screen) -> None:
     """Leave the client at an empty prompt."""
     screen.wait_for_prompt()

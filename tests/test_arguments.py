@@ -12,8 +12,8 @@ import pytest
 import client.__main__ as program
 from client.arguments import parse
 from client.config import KEY_VARIABLE, URL_VARIABLE
+from tests.readme import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 ARGPARSES_OWN = re.compile(
     r"usage|options|optional|positional|argument|show|message and exit|default|expected|invalid|value|unrecognized"
     r"|ambiguous|ignored|explicit|required|choose|error",

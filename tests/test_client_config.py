@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from client.config import DEFAULT_URL, FIELDS, ConfigError, default_paths, load, read, with_option
 from client.words import as_text, is_json, plural, why
+from tests.readme import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 SECRET = "sk-НЕ-ДЛЯ-ЧУЖИХ-ГЛАЗ"
 
 

@@ -9,7 +9,7 @@ import pytest
 from client.commands import COMMANDS
 from demo.stand import free_port
 from tests.conftest import Gateway, Upstream, gateways_before
-from tests.screen import Talk, leave
+from tests.screen import Talk, leave, program
 from tests.scripted_vllm import (
     ScriptedVLLM,
     hanging,
@@ -208,11 +208,8 @@ def test_a_talk_under_the_default_prompt_is_saved_with_it(talk: Talk, tmp_path: 
 
 
 def test_copy_by_the_desktops_clipboard(talk: Talk, tmp_path: Path) -> None:
-    program = tmp_path / "bin" / "xclip"
-    program.parent.mkdir()
-    program.write_text(f"#!/bin/sh\ncat > {tmp_path}/clipboard\nsleep 60 &\n", encoding="utf-8")
-    program.chmod(0o755)
-    screen = talk(PATH=f"{program.parent}:/usr/bin:/bin", DISPLAY=":0")
+    xclip = program(tmp_path / "bin" / "xclip", f"cat > {tmp_path}/clipboard\nsleep 60 &")
+    screen = talk(PATH=f"{xclip.parent}:/usr/bin:/bin", DISPLAY=":0")
     screen.say("раз")
     screen.say("/copy")
     screen.wait_for("Последний ответ скопирован.")
@@ -221,11 +218,8 @@ def test_copy_by_the_desktops_clipboard(talk: Talk, tmp_path: Path) -> None:
 
 
 def test_copy_by_the_terminal(talk: Talk, tmp_path: Path) -> None:
-    program = tmp_path / "bin" / "xclip"
-    program.parent.mkdir()
-    program.write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
-    program.chmod(0o755)
-    screen = talk(PATH=f"{program.parent}:/usr/bin:/bin", DISPLAY=":99")
+    xclip = program(tmp_path / "bin" / "xclip", "exit 1")
+    screen = talk(PATH=f"{xclip.parent}:/usr/bin:/bin", DISPLAY=":99")
     screen.say("раз")
     screen.say("/copy")
     screen.wait_for("Последний ответ передан терминалу.")

@@ -20,10 +20,10 @@ from rich.console import Console
 from wcwidth import wcwidth
 
 from client.live import LiveReply, PlainReply, Region, printable, reply_on, show
+from tests.readme import ROOT
 from tests.servers import wait_until
 from tests.test_markdown import FRAGMENTS, visible
 
-ROOT = Path(__file__).resolve().parents[1]
 # All that may reach a terminal: upwards and clear to the end, text, and its colours.
 WRITTEN = re.compile(r"(?:\r(?:\x1b\[(?P<up>\d+)A)?\x1b\[J)?(?:[^\x00-\x09\x0b-\x1f\x7f-\x9f]|\x1b\[[0-9;]*m)*")
 PIECES = st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.text(max_size=4)), max_size=30)

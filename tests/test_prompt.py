@@ -3,7 +3,7 @@
 import stat
 from pathlib import Path
 
-from tests.screen import Talk, leave
+from tests.screen import Talk, leave, program
 from tests.scripted_vllm import (
     KEY,
     ScriptedVLLM,
@@ -88,9 +88,7 @@ def test_what_is_typed_before_ctrl_c_waits_too(talk: Talk, vllm: ScriptedVLLM) -
 
 
 def test_an_editor_gives_the_line_back(talk: Talk, tmp_path: Path, vllm: ScriptedVLLM) -> None:
-    editor = tmp_path / "editor"
-    editor.write_text('#!/bin/sh\nprintf "поправлено" > "$1"\n', encoding="utf-8")
-    editor.chmod(0o755)
+    editor = program(tmp_path / "editor", 'printf "поправлено" > "$1"')
     screen = talk(EDITOR=str(editor))
     screen.wait_for_prompt()
     screen.type("\x18\x05")

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 
 from client.api import Message
 from client.transcript import Transcript, TranscriptError, load, save, to_markdown
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.readme import ROOT
 
 MARKS = ["<!-- chat user -->\n", "\\<!-- chat system -->\n", "<!-- chat assistant stop -->", "<!-- chat ", "-->"]
 # Any text, and often one of what the form itself consists of.
