@@ -185,7 +185,7 @@ def test_the_reply_appears_as_it_comes(talk: Talk, vllm: ScriptedVLLM) -> None:
 
 
 def test_while_nothing_comes_the_time_runs(talk: Talk, vllm: ScriptedVLLM) -> None:
-    vllm.scripts.append(Script(stream_of("вот").acts, media_type="text/event-stream", delay=1.5))
+    vllm.scripts.append(Script(stream_of("вот").acts, media_type="text/event-stream", delay=3))
     screen = talk()
     screen.say("вопрос")
     screen.wait_for("0:01 · Ctrl-C — остановить")
