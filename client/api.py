@@ -51,6 +51,14 @@ class Message(TypedDict):
     finish_reason: NotRequired[str | None]
 
 
+def message_of(role: str, content: str, finish_reason: object = None) -> Message:
+    """A message as `/history` tells it; a reason that is not known is left out."""
+    message: Message = {"role": role, "content": content}
+    if isinstance(finish_reason, str):
+        message["finish_reason"] = finish_reason
+    return message
+
+
 class Answer(TypedDict):
     """A whole answer of `/chat`; the token counts are None where vLLM sent none."""
 

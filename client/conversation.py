@@ -19,6 +19,7 @@ from client.api import (
     History,
     HistoryMessage,
     Message,
+    message_of,
 )
 from client.state import State
 
@@ -259,7 +260,7 @@ class Conversation:
         history = self.client.history(self.session_id)
         self.system_prompt = history["system_prompt"]
         self.messages = [
-            _message(said["role"], said["content"], said.get("finish_reason")) for said in history["messages"]
+            message_of(said["role"], said["content"], said.get("finish_reason")) for said in history["messages"]
         ]
         self.stale = False
         self._ttl_seconds = history["expires_in"]
@@ -272,18 +273,10 @@ class Conversation:
         self.context = answer["context"]
         if answer["reply"] or answer["finish_reason"] != "cancelled":  # as the gateway commits it
             self.messages += [
-                _message("user", message),
-                _message("assistant", answer["reply"], answer["finish_reason"]),
+                message_of("user", message),
+                message_of("assistant", answer["reply"], answer["finish_reason"]),
             ]
             self.commits += 1
 
     def _renew(self) -> None:
         self._renewed_at = time.monotonic()
-
-
-def _message(role: str, content: str, finish_reason: str | None = None) -> Message:
-    """As `/history` tells it and as a file holds it: what is not known is left out."""
-    message: Message = {"role": role, "content": content}
-    if finish_reason is not None:
-        message["finish_reason"] = finish_reason
-    return message

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-from client.api import Message
+from client.api import Message, message_of
 from client.files import write_whole
 from client.words import ending_of, is_json, why
 
@@ -99,7 +99,7 @@ def from_json(text: str) -> Transcript | None:
     for item in items:
         match item:
             case {"role": str(role), "content": str(content)}:
-                messages.append(_message(role, content, item.get("finish_reason")))
+                messages.append(message_of(role, content, item.get("finish_reason")))
             case _:
                 return None
     return _transcript(system_prompt, messages)
@@ -125,7 +125,7 @@ def from_markdown(text: str) -> Transcript | None:
     for mark, end in zip(marks, [*(mark.start() for mark in marks[1:]), None], strict=True):
         body = text[mark.end() : end]
         content = body.removesuffix("\n") if end is None else body.removesuffix("\n").removesuffix("\n")
-        messages.append(_message(mark[1], _ESCAPED_MARK.sub("", content), mark[2] and unquote(mark[2])))
+        messages.append(message_of(mark[1], _ESCAPED_MARK.sub("", content), mark[2] and unquote(mark[2])))
     return _transcript(None, messages)
 
 
@@ -142,13 +142,6 @@ def _section(role: str, content: str, finish_reason: str | None) -> str:
     ending = " ".join(ending_of({"finish_reason": finish_reason}).split())
     heading = f"{_HEADINGS[role]} ({ending})" if ending else _HEADINGS[role]
     return f"<!-- chat {told} -->\n## {heading}\n\n{escaped}\n"
-
-
-def _message(role: str, content: str, finish_reason: object) -> Message:
-    message: Message = {"role": role, "content": content}
-    if isinstance(finish_reason, str):
-        message["finish_reason"] = finish_reason
-    return message
 
 
 def _is_json(path: Path) -> bool:
