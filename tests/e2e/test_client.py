@@ -31,7 +31,8 @@ def test_a_talk(gateway: Gateway, real_vllm: RealVLLM, tmp_path: Path) -> None:
         screen.say("/set max_tokens 4000")
         screen.say("/set ignore_eos true")
         screen.say("Расскажи всё")
-        wait_until(lambda: real_vllm.running() == 1)
+        screen.wait_for_reply_to("Расскажи всё")
+        assert real_vllm.running() == 1
         screen.press("ctrl-c")
         screen.wait_for("Остановлено.")
         wait_until(lambda: real_vllm.running() == 0, 5)

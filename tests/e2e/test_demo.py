@@ -66,7 +66,7 @@ def test_from_the_command_to_a_reply_and_nothing_left() -> None:
         assert len(started) >= 4, "the runner, vLLM and its engine, the gateway, the client"
         demo.say("/set ignore_eos true")
         demo.say("Привет")
-        demo.wait_for("· Ctrl-C — остановить")
+        demo.wait_for_reply_to("Привет")
         demo.press("ctrl-c")
         demo.wait_for("Остановлено.")
         demo.wait_for("/4192 · ")
