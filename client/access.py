@@ -7,7 +7,7 @@ from typing import TypeVar
 from rich.console import Console
 
 from client.api import GatewayProblem
-from client.console import error, note
+from client.console import error, note, waiting
 from client.conversation import Conversation
 from client.prompt import Prompt, confirm
 from client.words import pairs
@@ -59,7 +59,7 @@ class Access:
         Raises:
             GatewayError: that cannot be told yet.
         """
-        with self._console.status("Узнаю, что сохранил шлюз. Ctrl-C — не ждать"):
+        with waiting(self._console, "Узнаю, что сохранил шлюз. Ctrl-C — не ждать"):
             kept = self._conversation.settle()
         if kept:
             note(self._console, "Вопрос и то, что успело прийти, шлюз сохранил.")
@@ -126,7 +126,7 @@ class Access:
             if exc.code != "upstream_unavailable":
                 raise
             note(self._console, str(exc))
-            with self._console.status("Жду, пока vLLM загрузит модель. Ctrl-C — выйти"):
+            with waiting(self._console, "Жду, пока vLLM загрузит модель. Ctrl-C — выйти"):
                 while self._conversation.client.health()["vllm"] != "ok":
                     time.sleep(_MODEL_POLL_SECONDS)
             work()
