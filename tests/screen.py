@@ -105,10 +105,10 @@ class Screen:
         """Wait until the cursor stands in a line that begins the screen's line with this text and has no other."""
         self._wait(lambda: self.cursor_line() == text.rstrip(), f"the line {text!r}", 10.0)
 
-    def wait_for_reply_to(self, message: str, seconds: float = 60.0) -> None:
+    def wait_for_reply_to(self, message: str) -> None:
         """Wait until the first words of a reply are shown and more may come: what Ctrl-C stops now is kept."""
         begun = re.compile(rf"Вы> {re.escape(message)}\s+\S.*\s\d:\d\d · Ctrl-C — остановить", re.DOTALL)
-        self._wait(lambda: begun.search(self.text()) is not None, f"a reply to {message!r}", seconds)
+        self._wait(lambda: begun.search(self.text()) is not None, f"a reply to {message!r}", 60.0)
 
     def wait_for_end(self) -> int:
         """Wait until the program has ended; returns its exit code."""
