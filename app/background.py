@@ -2,13 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
 
 from pydantic import SecretStr
 
-from app.chat import Chat
+from app.agreement import CountAgreement
 from app.errors import GatewayError, UpstreamError
 from app.sessions import SessionStore
+from app.tokenizer import ChatTokenizer
 from app.vllm import VLLMClient
 
 log = logging.getLogger(__name__)
@@ -33,18 +33,25 @@ async def sweep_sessions(sessions: SessionStore, every_seconds: float = SWEEP_SE
 
 
 class VLLMWatch:
-    """Notices when vLLM comes and goes, and learns anew what the one that came is like.
+    """Notices when vLLM comes and goes, and learns anew what the one that came is like."""
 
-    Attributes:
-        warnings: what its owner should change.
-    """
-
-    def __init__(self, vllm: VLLMClient, chat: Chat, at_first: Sequence[str] = ()) -> None:
-        """`at_first` are warnings of what may keep vLLM from answering at all."""
-        self.warnings = list(at_first)
+    def __init__(self, vllm: VLLMClient, tokenizer: ChatTokenizer, agreement: CountAgreement) -> None:
         self._vllm = vllm
-        self._chat = chat
+        self._tokenizer = tokenizer
+        self._agreement = agreement
+        self._of_the_server = list(tokenizer.folder_warnings)
         self._up: bool | None = None
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the gateway's owner should change, in Russian."""
+        counts = [self._agreement.warning] if self._agreement.warning else []
+        return [*self._of_the_server, *self._tokenizer.warnings, *counts]
+
+    @property
+    def count_mismatches(self) -> int:
+        """How many token counts were not vLLM's since the start of the gateway."""
+        return self._agreement.mismatches
 
     async def run(self) -> None:
         """Look every few seconds, for ever; a restart of a vLLM takes longer than that."""
@@ -58,8 +65,8 @@ class VLLMWatch:
             if not self._up:
                 await self._meet()
                 self._up = True
-            elif not self._chat.known_fields:
-                self._chat.known_fields = await self._vllm.request_fields()
+            elif not self._vllm.schema.fields:
+                await self._vllm.learn_schema()
         except GatewayError as exc:
             if self._up is not False:
                 log.warning("%s%s", "Связь с vLLM потеряна. " if self._up else "", exc.detail)
@@ -67,11 +74,12 @@ class VLLMWatch:
 
     async def _meet(self) -> None:
         keyless = await self._vllm.accepts_any_key()
-        self._chat.known_fields = await self._vllm.request_fields()
-        self.warnings = [KEYLESS_WARNING, *await self._wrong_model()] if keyless else []
-        log.info("vLLM отвечает, известных параметров запроса: %d", len(self._chat.known_fields))
-        for warning in self.warnings:
+        await self._vllm.learn_schema()
+        self._of_the_server = [KEYLESS_WARNING, *await self._wrong_model()] if keyless else []
+        log.info("vLLM отвечает, известных параметров запроса: %d", len(self._vllm.schema.fields))
+        for warning in self._of_the_server:
             log.warning("ВНИМАНИЕ! %s", warning)
+        await self._agreement.probe()
 
     async def _wrong_model(self) -> list[str]:
         """What only a vLLM without a key tells before the first session: that it serves another model."""

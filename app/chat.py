@@ -1,19 +1,20 @@
 """What a client can do with a session, one method for each endpoint; knows nothing of HTTP."""
 
 import difflib
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from functools import partial
+from typing import Any
 
 from pydantic import SecretStr
 
 from app.config import Settings
-from app.context import Pair, budget, fit
+from app.context import Pair
 from app.errors import InvalidRequest
+from app.prompt import Prompts
 from app.sessions import Session, SessionStore
-from app.tokenizer import ChatTokenizer
-from app.turn import DEFAULT_MAX_TOKENS, ContextReceipt, Limits, Question, Turn
+from app.template import TEMPLATE_PARAMETERS
+from app.turn import DEFAULT_MAX_TOKENS, ContextReceipt, Question, Turn
 from app.vllm import VLLMClient
 
 OWNED_FIELDS = frozenset(
@@ -35,13 +36,11 @@ _SIMILAR = 0.4
 class Chat:
     """All sessions of one gateway. Unknown sessions raise SessionNotFound everywhere."""
 
-    def __init__(self, settings: Settings, sessions: SessionStore, tokenizer: ChatTokenizer, vllm: VLLMClient) -> None:
+    def __init__(self, settings: Settings, sessions: SessionStore, prompts: Prompts, vllm: VLLMClient) -> None:
         self._settings = settings
         self._sessions = sessions
-        self._tokenizer = tokenizer
+        self._prompts = prompts
         self._vllm = vllm
-        self._max_model_len = 0
-        self.known_fields: frozenset[str] = frozenset()
 
     async def open(
         self, vllm_api_key: SecretStr, system_prompt: str | None, history: Sequence[Pair] | None
@@ -57,7 +56,7 @@ class Chat:
             UpstreamRejected: the model's chat template refuses the history.
         """
         await self._sessions.require_room()
-        self._max_model_len = await self._vllm.max_model_len(vllm_api_key)
+        self._prompts.max_model_len = await self._vllm.max_model_len(vllm_api_key)
         if system_prompt is None:
             system_prompt = self._settings.default_system_prompt
         session = Session(vllm_api_key, system_prompt)
@@ -67,7 +66,7 @@ class Chat:
     async def replace_key(self, session_id: str, vllm_api_key: SecretStr) -> tuple[Session, int]:
         """Give a live session another key, once vLLM accepts it; a turn in flight goes on with the old one."""
         session = await self._sessions.get(session_id)
-        self._max_model_len = await self._vllm.max_model_len(vllm_api_key)
+        self._prompts.max_model_len = await self._vllm.max_model_len(vllm_api_key)
         session = await self._sessions.get(session_id)
         session.vllm_api_key = vllm_api_key
         return session, await self._sessions.renew(session)
@@ -116,9 +115,8 @@ class Chat:
             InvalidRequest: `question.extra` holds a field that is the gateway's, or one that vLLM would ignore.
         """
         session = await self._sessions.get(session_id)
-        _check_extra(question.extra, self.known_fields)
-        limits = Limits(self._settings.max_context_tokens, self._max_model_len, self._settings.max_session_bytes)
-        turn = Turn(session, question, self._vllm, self._tokenizer, limits)
+        _check_extra(question.extra, self._vllm.schema.fields)
+        turn = Turn(session, question, self._vllm, self._prompts, self._settings.max_session_bytes)
         session.begin(turn)
         try:
             await self._sessions.renew(session)
@@ -131,19 +129,16 @@ class Chat:
         """Bring an earlier talk into a new session. The receipt is of a next prompt whose message is empty."""
         session.extend(history, self._settings.max_session_bytes)
         # A model that the default fills has room for those who ask for less.
-        max_tokens = DEFAULT_MAX_TOKENS if self._max_model_len > DEFAULT_MAX_TOKENS else 1
-        allowed = replace(
-            budget(self._settings.max_context_tokens, self._max_model_len, max_tokens),
-            advice="увеличьте контекст: MAX_CONTEXT_TOKENS, VLLM_MAX_MODEL_LEN",
-        )
-        count = self._tokenizer.counter({})
-        fitted = await self._tokenizer.in_thread(partial(fit, session.system_prompt, session.pairs, "", allowed, count))
-        session.dropped_pairs = fitted.dropped_pairs
+        max_tokens = DEFAULT_MAX_TOKENS if self._prompts.max_model_len > DEFAULT_MAX_TOKENS else 1
+        advice = "увеличьте контекст: MAX_CONTEXT_TOKENS, VLLM_MAX_MODEL_LEN"
+        allowed = replace(self._prompts.budget(max_tokens), advice=advice)
+        prompt = await self._prompts.fit(session, "", allowed, extra={}, start=None)
+        session.dropped_pairs = prompt.dropped_pairs
         return ContextReceipt(
-            limit=fitted.limit,
-            used=fitted.used,
-            history_pairs=fitted.history_pairs,
-            dropped_pairs=fitted.dropped_pairs,
+            limit=prompt.limit,
+            used=prompt.used,
+            history_pairs=prompt.history_pairs,
+            dropped_pairs=prompt.dropped_pairs,
             forgotten_pairs=session.forgotten_pairs,
         )
 
@@ -161,9 +156,9 @@ async def _stop_turn(session: Session) -> bool:
     return turn.cancelled
 
 
-def _check_extra(names: Iterable[str], known: frozenset[str]) -> None:
+def _check_extra(extra: Mapping[str, Any], known: frozenset[str]) -> None:
     """Refuse what the gateway owns and what vLLM would silently ignore; `known` is empty where it could not be read."""
-    for name in names:
+    for name in extra:
         shown = name[:_SHOWN_NAME_LETTERS]
         if name in OWNED_FIELDS:
             hint = _OWNED_HINTS.get(name, "")
@@ -176,4 +171,14 @@ def _check_extra(names: Iterable[str], known: frozenset[str]) -> None:
             raise InvalidRequest(
                 f"vLLM не знает параметра extra.{shown} и молча пропустил бы его. {hint}".rstrip(),
                 field=f"extra.{shown}",
+            )
+    arguments = extra.get("chat_template_kwargs")
+    for name in arguments if isinstance(arguments, dict) else ():
+        if name in TEMPLATE_PARAMETERS:
+            # vLLM would hand them on to transformers: `tools` unchecked, `padding` to be counted as prompt tokens.
+            hint = f" Передайте {name} в самом extra." if name in ("tools", "documents") else ""
+            raise InvalidRequest(
+                f"Задать extra.chat_template_kwargs.{name} нельзя: для шаблона это не переменная, а то, как его "
+                f"применяют, и этим управляет шлюз.{hint}",
+                field=f"extra.chat_template_kwargs.{name}",
             )

@@ -74,6 +74,7 @@ class Settings(BaseSettings):
     vllm_model_name: Annotated[str, Field(min_length=1)] = "/app/model"
     tokenizer_path: str = ""
     max_context_tokens: Count = 8000
+    trim_target_ratio: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.7
     session_ttl_seconds: Count = 600
     default_system_prompt: Text = DEFAULT_SYSTEM_PROMPT
     cors_allow_origins: Annotated[

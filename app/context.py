@@ -1,7 +1,7 @@
 """Which part of a conversation goes to the model: pure functions of lengths and counts."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypedDict
 
 from app.errors import ContextTooLong
@@ -29,33 +29,49 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
-class Fitted:
-    """A conversation cut to its budget.
+class Budget:
+    """What a prompt may take.
 
     Attributes:
-        messages: what is sent, oldest first.
-        used: prompt tokens of `messages`, generation prompt included.
-        limit: the budget in prompt tokens.
-        history_pairs: earlier pairs among `messages`.
-        dropped_pairs: earlier pairs left out.
+        limit: prompt tokens at most.
+        target: prompt tokens to go down to once something must be left out.
+        max_prompt_tokens: what vLLM takes beside the answer, however little of it is allowed.
+        advice: what would raise the limit, in Russian.
     """
 
-    messages: list[ChatMessage]
-    used: int
     limit: int
-    history_pairs: int
-    dropped_pairs: int
+    target: int
+    max_prompt_tokens: int
+    advice: str
+
+    def lowered_to(self, limit: int) -> "Budget":
+        """The same with another limit, and the target in proportion."""
+        return replace(self, limit=limit, target=self.target * limit // self.limit)
+
+    def too_long(self, needed: int, message: str) -> ContextTooLong:
+        """The error for a system prompt and a message that need more than the limit on their own."""
+        what = "Системный промпт и сообщение не помещаются" if message else "Системный промпт не помещается"
+        return ContextTooLong(
+            f"{what}: нужно токенов — {needed}, предел — {self.limit}. Сократите текст или {self.advice}.",
+            limit=self.limit,
+            needed=needed,
+        )
 
 
 @dataclass(frozen=True, slots=True)
-class Budget:
-    """Prompt tokens that a request may have, and what would raise that limit."""
+class Window:
+    """Which of the stored pairs are sent.
 
-    limit: int
-    advice: str
+    Attributes:
+        start: pairs left out, the oldest ones.
+        used: tokens of the prompt with all the others.
+    """
+
+    start: int
+    used: int
 
 
-def budget(max_context_tokens: int, max_model_len: int, max_tokens: int) -> Budget:
+def budget(max_context_tokens: int, max_model_len: int, max_tokens: int, target_ratio: float) -> Budget:
     """What a prompt may take, so that its answer has room for `max_tokens`.
 
     Raises:
@@ -70,57 +86,86 @@ def budget(max_context_tokens: int, max_model_len: int, max_tokens: int) -> Budg
         )
     left_by_answer = max_model_len - max_tokens
     if left_by_answer < max_context_tokens:
-        return Budget(left_by_answer, "уменьшите max_tokens")
-    return Budget(max_context_tokens, "увеличьте MAX_CONTEXT_TOKENS")
+        limit, advice = left_by_answer, "уменьшите max_tokens"
+    else:
+        limit, advice = max_context_tokens, "увеличьте MAX_CONTEXT_TOKENS"
+    return Budget(limit, int(limit * target_ratio), left_by_answer, advice)
 
 
-def fit(
-    system_prompt: str,
-    pairs: Sequence[Pair],
-    message: str,
-    allowed: Budget,
-    count: Callable[[list[ChatMessage]], int],
-) -> Fitted:
-    """Leave out the fewest whole oldest pairs with which the prompt fits.
+def fit(pairs: int, start: int | None, allowed: Budget, count: Callable[[int], int]) -> Window:
+    """Move the window over the history no further than it must, and then far enough to stand still for a while.
 
-    The system prompt and the new message are never cut. Counts at most log2(pairs) + 2 conversations, because one more
-    old pair is taken to mean more tokens. What is returned has been counted, whatever the template.
+    A prompt that begins as the last one did costs vLLM only its end, the rest is in its prefix cache. So the window
+    stays where it is as long as the prompt fits. When it does not, pairs go until it is down to the target; the last
+    pair stays if it fits the limit at all, because an answer without it would be beside the point. The window grows
+    back only over pairs with which the prompt is still within the target.
 
-    Raises:
-        ContextTooLong: the system prompt and the message alone are over the limit.
+    One more old pair is taken to mean more tokens; what is returned has been counted, whatever the template. Where no
+    pair fits, the result holds none, and may be over the limit. Counts one window where nothing moves, else some
+    2 log2(pairs) of the smaller ones.
+
+    Args:
+        pairs: how many are stored.
+        allowed: the budget.
+        start: of the last window. None: there was none, and all that fits the limit is wanted.
+        count: tokens of the prompt without the first so many pairs.
     """
-    limit = allowed.limit
+    if start is None:
+        bare = Window(pairs, count(pairs))
+        window = _widest(0, bare, allowed.limit, count)
+        if window.start == 0:
+            return window
+        first = window.start
+    else:
+        window = Window(start, count(start))
+        if window.used <= allowed.target:
+            return _widest(0, window, allowed.target, count)
+        if window.used <= allowed.limit or start == pairs:
+            return window
+        bare, first = Window(pairs, count(pairs)), start + 1
+    window = _widest(first, bare, allowed.target, count)
+    if window is bare and pairs > first:
+        last = Window(pairs - 1, count(pairs - 1))
+        if last.used <= allowed.limit:
+            return last
+    return window
 
-    def attempt(dropped: int) -> Fitted:
-        messages = conversation(system_prompt, pairs[dropped:], message)
-        return Fitted(messages, count(messages), limit, len(pairs) - dropped, dropped)
 
-    best = attempt(0)
-    if best.used <= limit:
-        return best
-    best = attempt(len(pairs))
-    if best.used > limit:
-        what = "Системный промпт и сообщение не помещаются" if message else "Системный промпт не помещается"
-        raise ContextTooLong(
-            f"{what}: нужно токенов — {best.used}, предел — {limit}. Сократите текст или {allowed.advice}.",
-            limit=limit,
-            needed=best.used,
-        )
-    too_few = 0
-    while best.dropped_pairs - too_few > 1:
-        middle = attempt((too_few + best.dropped_pairs) // 2)
-        if middle.used <= limit:
-            best = middle
+def _widest(first: int, window: Window, bound: int, count: Callable[[int], int]) -> Window:
+    """The earliest start from `first` on with which the prompt is within a bound; `window` itself where none is.
+
+    Looks from the newest pair back, so that a long history costs no more than what of it fits.
+    """
+    if window.used > bound:
+        return window
+    step, overstepped = 1, False
+    while window.start > first:
+        start = (first + window.start) // 2 if overstepped else max(first, window.start - step)
+        used = count(start)
+        if used <= bound:
+            window, step = Window(start, used), step * 2
         else:
-            too_few = middle.dropped_pairs
-    return best
+            first, overstepped = start + 1, True
+    return window
 
 
-def conversation(system_prompt: str, pairs: Sequence[Pair], message: str) -> list[ChatMessage]:
-    """Lay out the messages of one request; an empty system prompt is no message."""
-    messages: list[ChatMessage] = [{"role": "system", "content": system_prompt}] if system_prompt else []
-    for pair in pairs:
-        messages.append({"role": "user", "content": pair.user})
+def conversation(system_prompt: str, pairs: Sequence[Pair], message: str, *, folded: bool = False) -> list[ChatMessage]:
+    """Lay out the messages of one request; an empty system prompt is no message.
+
+    Args:
+        system_prompt: what the model is told to be.
+        pairs: the history that is sent, oldest first.
+        message: the user's new one.
+        folded: for models that know no system message: the first message of the user begins with its text.
+    """
+    questions = [pair.user for pair in pairs] + [message]
+    messages: list[ChatMessage] = []
+    if system_prompt and folded:
+        questions[0] = f"{system_prompt}\n\n{questions[0]}"
+    elif system_prompt:
+        messages.append({"role": "system", "content": system_prompt})
+    for question, pair in zip(questions, pairs, strict=False):
+        messages.append({"role": "user", "content": question})
         messages.append({"role": "assistant", "content": pair.assistant})
-    messages.append({"role": "user", "content": message})
+    messages.append({"role": "user", "content": questions[-1]})
     return messages

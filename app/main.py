@@ -23,6 +23,7 @@ from app.chat import Chat
 from app.config import ConfigError, Settings, load_settings
 from app.errors import InvalidRequest, MethodNotAllowed, NotFound
 from app.middleware import BodyLimit, ErrorBoundary, RequestId, problem_response
+from app.prompt import Prompts
 from app.routes import router
 from app.sessions import MemoryStore
 from app.tasks import running
@@ -66,8 +67,9 @@ def create_app(settings: Settings) -> FastAPI:
             stack.callback(tokenizer.close)
             vllm = await stack.enter_async_context(VLLMClient(settings))
             sessions = MemoryStore(settings.session_ttl_seconds, settings.max_sessions)
-            chat = Chat(settings, sessions, tokenizer, vllm)
-            watch = VLLMWatch(vllm, chat, tokenizer.warnings)
+            prompts = Prompts(settings, tokenizer, vllm)
+            chat = Chat(settings, sessions, prompts, vllm)
+            watch = VLLMWatch(vllm, tokenizer, prompts.agreement)
             await stack.enter_async_context(running(sweep_sessions(sessions)))
             await stack.enter_async_context(running(watch.run()))
             yield {"chat": chat, "vllm": vllm, "watch": watch}

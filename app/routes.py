@@ -212,6 +212,7 @@ async def health(chat: ChatDep, vllm: VLLMDep, watch: WatchDep) -> HealthAnswer:
         "version": __version__,
         "sessions": await chat.session_count(),
         "warnings": watch.warnings,
+        "count_mismatches": watch.count_mismatches,
     }
 
 

@@ -248,6 +248,9 @@ class HealthAnswer(TypedDict):
     version: Annotated[str, Field(description="Версия шлюза.")]
     sessions: Annotated[int, Field(description="Сколько сессий открыто.")]
     warnings: Annotated[list[str], Field(description="Что стоит исправить.")]
+    count_mismatches: Annotated[
+        int, Field(description="Сколько раз с запуска шлюза счёт токенов не совпал со счётом vLLM.")
+    ]
 
 
 class ReadyAnswer(TypedDict):

@@ -1,7 +1,6 @@
 """Counting prompt tokens as vLLM will: the model's own chat template and tokenizer, in a thread."""
 
 import asyncio
-import inspect
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -10,52 +9,67 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jinja2 import TemplateError
+import transformers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from transformers.utils.chat_template_utils import render_jinja_template
 
+from app.chunks import ChunkCounter
 from app.config import ConfigError
-from app.context import ChatMessage
+from app.context import ChatMessage, Pair, conversation
 from app.errors import UpstreamRejected
 from app.model_folder import unusable_files
+from app.template import ChatTemplate, one_line, template_arguments
+from app.vllm import RequestSchema
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json", "vocab.txt", "spiece.model")
-_TEMPLATE_PARAMETERS = frozenset(
-    name
-    for function in (PreTrainedTokenizerBase.apply_chat_template, render_jinja_template)
-    for name in inspect.signature(function).parameters
-)
-# What evaluating a template over well-formed messages can raise; jinja passes Python's own errors through.
-_RENDER_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+_SAMPLE_TEXTS = [
+    ("Привет!  ", "  Здравствуйте.\n"),
+    ("ещё 🦔\r\n\tраз", ""),
+    ("\n\n" + "очень" * 40, "def f(x):\n    return x  # 1234567"),
+    (" ", "e\u0301 \u3000\u200b"),
+]
 
 
 class ChatTokenizer:
     """A model's chat template and tokenizer.
 
     Attributes:
-        warnings: what about the model's folder will trouble vLLM or the count.
+        template: how a conversation becomes text.
+        has_config: whether config.json lies beside the tokenizer, which may decide how it is loaded.
+        folder_warnings: what about the model's folder will trouble vLLM or the count; settled once vLLM answers.
+        warnings: what will stay as it is.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, warnings: Sequence[str]) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate) -> None:
         """Takes a loaded tokenizer and switches its baked-in truncation and padding off."""
-        self.warnings = warnings
+        self.template = template
+        self.has_config = True
+        self.folder_warnings: list[str] = []
+        self.warnings = list(template.warnings)
         self._tokenizer = tokenizer
+        self._longest_token = max(map(len, tokenizer.get_vocab()))
         self._threads = ThreadPoolExecutor(max(2, os.cpu_count() or 2), "tokenizer")
-        self._backend = tokenizer.backend_tokenizer if isinstance(tokenizer, PreTrainedTokenizerFast) else None
-        if self._backend is not None:
-            self._backend.no_truncation()
-            self._backend.no_padding()
+        self._chunks: ChunkCounter | None = None
+        if isinstance(tokenizer, PreTrainedTokenizerFast):
+            backend = tokenizer.backend_tokenizer
+            backend.no_truncation()
+            backend.no_padding()
+            self._chunks = ChunkCounter(backend, self._samples())
+        if self._chunks is None or self._chunks.boundary is None:
+            self.warnings.append(
+                "Токены этой модели приходится считать каждый раз по всему разговору: в её шаблоне нет токена, по "
+                "которому текст можно точно делить на части. Длинные разговоры будут отвечать медленнее"
+            )
 
     @classmethod
     def load(cls, folder: str) -> "ChatTokenizer":
         """Load from a model folder; nothing is ever downloaded. Takes seconds.
 
         Raises:
-            ConfigError: the folder is absent, has no tokenizer files, is damaged or lacks a chat template.
+            ConfigError: the folder is absent, has no tokenizer files, is damaged or lacks a usable chat template.
         """
         try:
             paths = list(Path(folder).iterdir())
@@ -74,23 +88,24 @@ class ChatTokenizer:
         try:
             tokenizer, warnings = _load(folder)
         except Exception as exc:  # whatever a damaged file makes of a dozen parsers: the start fails all the same
-            raise ConfigError(unusable or f"Токенизатор из папки {folder} не загружается: {_one_line(exc)}") from exc
-        if not tokenizer.chat_template:
+            raise ConfigError(unusable or f"Токенизатор из папки {folder} не загружается: {one_line(exc)}") from exc
+        try:
+            template = ChatTemplate(tokenizer, Path(folder))
+        except LookupError as exc:
             raise ConfigError(
                 f"В папке {folder} нет шаблона чата (chat_template.jinja или chat_template в tokenizer_config.json): "
                 "нужна модель для диалога (instruct, chat)"
-            )
+            ) from exc
+        except UpstreamRejected as exc:
+            raise ConfigError(f"Шаблон чата из папки {folder} не работает. {exc.detail}") from exc
         if unusable:
             warnings.append(f"{unusable}. vLLM не от имени root такую модель не загрузит")
         if "config.json" not in files:
             warnings.append(f"В папке {folder} нет config.json: счёт токенов может разойтись со счётом vLLM")
-        for warning in warnings:
+        loaded = cls(tokenizer, template)
+        loaded.has_config, loaded.folder_warnings = "config.json" in files, warnings
+        for warning in warnings + loaded.warnings:
             log.warning("%s", warning)
-        loaded = cls(tokenizer, warnings)
-        try:
-            loaded.counter({})([{"role": "user", "content": "?"}])
-        except UpstreamRejected as exc:
-            raise ConfigError(f"Шаблон чата из папки {folder} не работает. {exc.detail}") from exc
         return loaded
 
     async def in_thread(self, work: Callable[[], T]) -> T:
@@ -104,34 +119,52 @@ class ChatTokenizer:
         """Let the threads go."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def counter(self, extra: Mapping[str, Any]) -> Callable[[list[ChatMessage]], int]:
+    def counter(
+        self, extra: Mapping[str, Any], schema: RequestSchema, max_prompt_tokens: int
+    ) -> Callable[[Sequence[ChatMessage]], int]:
         """A function that counts the prompt tokens of messages; it blocks: call it in a thread.
 
         Args:
             extra: further fields of the request to vLLM; those that change the prompt are rendered.
+            schema: the form of vLLM's requests.
+            max_prompt_tokens: what vLLM takes. A text with too many characters for that counts as the fewest tokens
+                that could hold them, because vLLM refuses it without a look at its tokens.
         """
-        return partial(self._count, template_arguments(extra))
+        return partial(self._count, template_arguments(extra, schema), max_prompt_tokens)
 
-    def _count(self, arguments: Mapping[str, Any], messages: list[ChatMessage]) -> int:
+    def _count(self, arguments: Mapping[str, Any], max_prompt_tokens: int, messages: Sequence[ChatMessage]) -> int:
         """Prompt tokens of `messages`, generation prompt included.
 
         Raises:
             UpstreamRejected: the chat template refuses these messages, as vLLM's will.
         """
-        conversation: Any = messages  # transformers' type for a message is a plain dict
-        try:
-            text = self._tokenizer.apply_chat_template(
-                conversation, tokenize=False, add_generation_prompt=True, **arguments
-            )
-        except _RENDER_ERRORS as exc:
-            raise UpstreamRejected(f"Шаблон чата модели не принимает эти сообщения: {_one_line(exc)}") from exc
-        if self._backend is not None:
-            return len(self._backend.encode_batch_fast([text], add_special_tokens=False)[0])
+        text = self.template.render(messages, arguments)
+        fewest = -(-len(text) // self._longest_token)
+        return fewest if fewest > max_prompt_tokens else self.count_text(text)
+
+    def count_text(self, text: str) -> int:
+        """Tokens of a rendered text."""
+        if self._chunks is not None:
+            return self._chunks.count(text)
         return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _samples(self) -> list[str]:
+        """A conversation as the template renders it, for the choice of where to cut; empty where it is refused."""
+        pairs = [Pair(user, assistant, None) for user, assistant in _SAMPLE_TEXTS]
+        folded = self.template.folds_system_prompt
+        try:
+            return [
+                self.template.render(conversation(system, pairs * number, "?", folded=folded), {})
+                for system, number in (("Ты — ёж.", 1), ("", 2))
+            ]
+        except UpstreamRejected:
+            return []
 
 
 def _load(folder: str) -> tuple[PreTrainedTokenizerBase, list[str]]:
     """The tokenizer of a folder, by transformers 4 or 5, whichever the vLLM before us has, and what to warn of."""
+    # It warns of what it guesses about files; what matters here is whether vLLM counts the same, and that is checked.
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False), []
     except ValueError as exc:
@@ -143,50 +176,3 @@ def _load(folder: str) -> tuple[PreTrainedTokenizerBase, list[str]]:
             "Возьмите новую линию версий (README, «Версии»)"
         )
         return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True), [warning]
-
-
-def template_arguments(extra: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a request to vLLM its chat template is given.
-
-    As vLLM does (vllm/entrypoints/openai/chat_completion/protocol.py, `build_chat_params`): `reasoning_effort` also
-    sets `enable_thinking` unless given, and names that are parameters of `apply_chat_template` are not the user's.
-    """
-    given = extra.get("chat_template_kwargs")
-    arguments = (
-        {name: value for name, value in given.items() if name not in _TEMPLATE_PARAMETERS}
-        if isinstance(given, dict)
-        else {}
-    )
-    effort = extra.get("reasoning_effort")
-    if effort is not None:
-        arguments.setdefault("enable_thinking", effort != "none")
-        arguments["reasoning_effort"] = effort
-    if extra.get("documents"):
-        arguments["documents"] = extra["documents"]
-    tools = extra.get("tools")
-    if isinstance(tools, list):
-        arguments["tools"] = [_tool_as_vllm_dumps_it(tool) for tool in tools]
-    return arguments
-
-
-def _tool_as_vllm_dumps_it(tool: object) -> object:
-    """As vLLM's own model of a tool: an absent description becomes null, what it does not know goes.
-
-    What vLLM will refuse stays as it is. (vllm/entrypoints/generate/base/protocol.py, `FunctionDefinition`)
-    """
-    match tool:
-        case {"function": {"name": name} as function}:
-            dumped = {
-                "name": name,
-                "description": function.get("description"),
-                "parameters": function.get("parameters"),
-            }
-            for optional in ("strict", "defer_loading"):
-                if function.get(optional) is not None:
-                    dumped[optional] = function[optional]
-            return {"type": "function", "function": dumped}
-    return tool
-
-
-def _one_line(exc: BaseException) -> str:
-    return " ".join(str(exc).split())[:300]

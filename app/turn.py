@@ -10,10 +10,17 @@ from typing import Any, Protocol
 
 import anyio
 
-from app.context import Fitted, Pair, budget, fit
-from app.errors import SEE_VLLM_LOG, GatewayError, TurnCancelled, UpstreamError, UpstreamTimeout
+from app.context import Pair
+from app.errors import (
+    SEE_VLLM_LOG,
+    GatewayError,
+    TurnCancelled,
+    UpstreamError,
+    UpstreamRejected,
+    UpstreamTimeout,
+)
+from app.prompt import Prompt, Prompts
 from app.sessions import Session
-from app.tokenizer import ChatTokenizer
 from app.vllm import Answer, Message, ToolCall, Usage, VLLMClient
 
 log = logging.getLogger(__name__)
@@ -106,15 +113,6 @@ class TurnResult:
     context: ContextReceipt
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What bounds a turn: tokens of context, tokens the model takes in all, bytes of text a session may keep."""
-
-    max_context_tokens: int
-    max_model_len: int
-    max_session_bytes: int
-
-
 class Sink(Protocol):
     """Where a stream goes."""
 
@@ -137,7 +135,7 @@ class Turn:
     """
 
     def __init__(
-        self, session: Session, question: Question, vllm: VLLMClient, tokenizer: ChatTokenizer, limits: Limits
+        self, session: Session, question: Question, vllm: VLLMClient, prompts: Prompts, max_session_bytes: int
     ) -> None:
         self.finished = asyncio.Event()
         self.cancelled = False
@@ -145,9 +143,10 @@ class Turn:
         self._session = session
         self._question = question
         self._vllm = vllm
-        self._tokenizer = tokenizer
-        self._limits = limits
+        self._prompts = prompts
+        self._max_session_bytes = max_session_bytes
         self._scope = anyio.CancelScope()
+        self._prompt: Prompt | None = None
         self._opened = False
         self._reply = Reply()
         self._key = session.vllm_api_key
@@ -177,53 +176,59 @@ class Turn:
         started = time.monotonic()
         outcome = "failed"
         try:
-            fitted = await self._ask_in_scope(ask)
+            prompt = await self._ask_in_scope(ask)
             outcome = CANCELLED if self.cancelled else "completed"
-            if fitted is None:
+            if prompt is None:
                 raise TurnCancelled
-            return self._finish(fitted)
+            return self._finish(prompt)
         except GatewayError as exc:
             outcome = exc.code
             raise
         finally:
             self._log(outcome, time.monotonic() - started)
 
-    async def _ask_in_scope(self, ask: Callable[[dict[str, Any]], Awaitable[None]]) -> Fitted | None:
+    async def _ask_in_scope(self, ask: Callable[[dict[str, Any]], Awaitable[None]]) -> Prompt | None:
         """Fit and ask. None: cancelled with nothing to show for it."""
-        fitted = None
         try:
             with anyio.fail_after(self._vllm.total_timeout_seconds), self._scope:
-                fitted = await self._fit()
-                await ask(self._request(fitted))
+                await self._fit_and_ask(ask)
         except TimeoutError:
             raise UpstreamTimeout from None
         if self._scope.cancelled_caught and self._reply.finish_reason is None:
             self.cancelled = True
             self._reply.finish_reason = CANCELLED
-            return fitted if self._opened else None
+            return self._prompt if self._opened else None
         if self._reply.finish_reason is None:
             raise UpstreamError(f"vLLM не закончил ответ: в нём нет finish_reason. {SEE_VLLM_LOG}")
-        return fitted
+        return self._prompt
 
-    async def _fit(self) -> Fitted:
-        allowed = budget(self._limits.max_context_tokens, self._limits.max_model_len, self._question.max_tokens)
-        session = self._session
-        return await self._tokenizer.in_thread(
-            partial(
-                fit,
-                session.system_prompt,
-                tuple(session.pairs),
-                self._question.message,
-                allowed,
-                self._tokenizer.counter(self._question.extra),
-            )
+    async def _fit_and_ask(self, ask: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
+        """Ask, and once more where vLLM refuses because it finds more tokens in the prompt than was known until now."""
+        prompt = self._prompt = await self._fit()
+        try:
+            await ask(self._request(prompt))
+        except UpstreamRejected:
+            agreement = self._prompts.agreement
+            if not await agreement.explains_refusal(prompt.messages, self._question.extra, prompt.used):
+                raise
+            prompt = self._prompt = await self._fit()
+            await ask(self._request(prompt))
+
+    async def _fit(self) -> Prompt:
+        session, question = self._session, self._question
+        return await self._prompts.fit(
+            session,
+            question.message,
+            self._prompts.budget(question.max_tokens),
+            extra=question.extra,
+            start=session.dropped_pairs,
         )
 
-    def _request(self, fitted: Fitted) -> dict[str, Any]:
+    def _request(self, prompt: Prompt) -> dict[str, Any]:
         request = {
             **self._question.extra,
             "model": self._vllm.model,
-            "messages": fitted.messages,
+            "messages": prompt.messages,
             "max_tokens": self._question.max_tokens,
         }
         if self._question.temperature is not None:
@@ -242,14 +247,16 @@ class Turn:
                     self._reply.add(answer)
                 await sink.write([choice.delta for answer in answers for choice in answer.choices[:1] if choice.delta])
 
-    def _finish(self, fitted: Fitted) -> TurnResult:
+    def _finish(self, prompt: Prompt) -> TurnResult:
         """Commit, unless the turn was stopped before the first token of the reply."""
         reply, session = self._reply, self._session
+        if reply.usage is not None:
+            self._prompts.agreement.compare(prompt.used, prompt.needed, reply.usage.prompt_tokens)
         text = "".join(reply.text)
-        dropped_pairs = fitted.dropped_pairs
+        dropped_pairs = prompt.dropped_pairs
         if text or not self.cancelled:
             pair = Pair(self._question.message, text, reply.finish_reason)
-            session.commit(pair, dropped_pairs, self._limits.max_session_bytes)
+            session.commit(pair, dropped_pairs, self._max_session_bytes)
             dropped_pairs = session.dropped_pairs
         details = reply.usage.prompt_tokens_details if reply.usage else None
         return TurnResult(
@@ -259,9 +266,9 @@ class Turn:
             finish_reason=reply.finish_reason,
             usage=reply.usage,
             context=ContextReceipt(
-                limit=fitted.limit,
-                used=fitted.used,
-                history_pairs=fitted.history_pairs,
+                limit=prompt.limit,
+                used=prompt.used,
+                history_pairs=prompt.history_pairs,
                 dropped_pairs=dropped_pairs,
                 forgotten_pairs=session.forgotten_pairs,
                 cached_tokens=details.cached_tokens if details else None,

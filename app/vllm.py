@@ -2,8 +2,9 @@
 
 import json
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,10 +15,12 @@ from pydantic import SecretStr
 
 from app import sse
 from app.config import Settings
+from app.context import ChatMessage
 from app.errors import (
     SEE_VLLM_LOG,
     GatewayError,
     InvalidKey,
+    InvalidRequest,
     TooManyRequests,
     UpstreamError,
     UpstreamRejected,
@@ -132,14 +135,51 @@ class ModelList(msgspec.Struct):
     data: list[ServedModel]
 
 
+class Tokenized(msgspec.Struct):
+    """The answer of /tokenize."""
+
+    count: int
+
+
+class Version(msgspec.Struct):
+    """The answer of /version."""
+
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class RequestSchema:
+    """The form of vLLM's chat requests, as far as versions differ.
+
+    Attributes:
+        fields: names that it knows; empty where they could not be read.
+        knows_strict_tools: a tool's `strict` and `defer_loading` are shown to the model, names unknown to vLLM are not;
+            before, it was all that was given.
+        effort_sets_thinking: `reasoning_effort` also sets the template's `enable_thinking`.
+    """
+
+    fields: frozenset[str] = frozenset()
+    knows_strict_tools: bool = True
+    effort_sets_thinking: bool = True
+
+
 _decode_answer = msgspec.json.Decoder(Answer).decode
 _decode_models = msgspec.json.Decoder(ModelList).decode
+_decode_tokenized = msgspec.json.Decoder(Tokenized).decode
+_decode_version = msgspec.json.Decoder(Version).decode
 
 
 class VLLMClient:
-    """One vLLM server. Every error it raises is a GatewayError."""
+    """One vLLM server. Every error it raises is a GatewayError.
+
+    Attributes:
+        model: the name under which it serves.
+        schema: the form of its chat requests, as last learnt.
+        total_timeout_seconds: for a whole answer.
+    """
 
     def __init__(self, settings: Settings) -> None:
+        self.schema = RequestSchema()
         self._base_url = settings.vllm_base_url
         self._root_url = settings.vllm_root_url
         self.model = settings.vllm_model_name
@@ -213,13 +253,64 @@ class VLLMClient:
             return False
         return True
 
-    async def request_fields(self) -> frozenset[str]:
-        """Names that its chat request knows, from its own /openapi.json; empty where that cannot be read."""
+    async def learn_schema(self) -> None:
+        """Read the form of its chat requests in its own /openapi.json; where that fails, take the newest known one."""
+        self.schema = RequestSchema()
         try:
-            schema = json.loads(await self._get(f"{self._root_url}/openapi.json"))
-            return frozenset(schema["components"]["schemas"]["ChatCompletionRequest"]["properties"])
+            schemas = json.loads(await self._get(f"{self._root_url}/openapi.json"))["components"]["schemas"]
+            properties = schemas["ChatCompletionRequest"]["properties"]
+            # Where several modules have a class of that name, FastAPI puts the modules' names before it.
+            functions = [schemas[name] for name in schemas if name.endswith("FunctionDefinition")]
+            self.schema = RequestSchema(
+                fields=frozenset(properties),
+                knows_strict_tools=not functions or any("strict" in function["properties"] for function in functions),
+                # "none" came to the efforts shortly before.
+                effort_sets_thinking='"none"' in json.dumps(properties.get("reasoning_effort", "none")),
+            )
         except (GatewayError, LookupError, TypeError, *_GARBAGE):
-            return frozenset()
+            pass
+
+    async def version(self) -> str:
+        """Its own version; empty where it does not tell."""
+        try:
+            return _decode_version(await self._get(f"{self._root_url}/version")).version
+        except (GatewayError, *_GARBAGE):
+            return ""
+
+    async def count_messages(
+        self, messages: Sequence[ChatMessage], tools: object, template_arguments: Mapping[str, Any]
+    ) -> int:
+        """Tokens of a prompt as vLLM itself counts them, generation prompt included.
+
+        Args:
+            messages: of the chat request.
+            tools: its `tools`, None for none.
+            template_arguments: what else its template is given.
+
+        Raises:
+            Upstream, BadRequest: it does not say.
+        """
+        question: dict[str, Any] = {"messages": messages, "chat_template_kwargs": template_arguments}
+        return await self._tokenize(question if tools is None else question | {"tools": tools})
+
+    async def count_text(self, text: str) -> int:
+        """Tokens of a text as it is, by vLLM's own tokenizer. Raises as `count_messages`."""
+        return await self._tokenize({"prompt": text, "add_special_tokens": False})
+
+    async def _tokenize(self, question: Mapping[str, Any]) -> int:
+        with _translated(self._base_url):
+            async with self._http.stream(
+                "POST",
+                f"{self._root_url}/tokenize",
+                content=_json({"model": self.model, **question}),
+                headers={"Content-Type": "application/json"},
+                timeout=self._question_timeout,
+            ) as response:
+                body = await _read_ok(response)
+        try:
+            return _decode_tokenized(body).count
+        except _GARBAGE as exc:
+            raise UpstreamError("Ответ vLLM на /tokenize не разбирается.") from exc
 
     async def complete(self, request: Mapping[str, Any], key: SecretStr, headers: Mapping[str, str]) -> Answer:
         """Ask for a whole answer as JSON.
@@ -267,7 +358,7 @@ class VLLMClient:
         async with self._http.stream(
             "POST",
             f"{self._base_url}/chat/completions",
-            content=json.dumps(request, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode(),
+            content=_json(request),
             headers={**_authorization(key), **headers, "Content-Type": "application/json"},
             timeout=timeouts or self._http.timeout,
         ) as response:
@@ -329,6 +420,13 @@ def _decode(data: bytes) -> Answer:
     if answer.error is not None:
         raise UpstreamError(f"vLLM прервал ответ из-за своей ошибки. {SEE_VLLM_LOG}")
     return answer
+
+
+def _json(body: Mapping[str, Any]) -> bytes:
+    try:
+        return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    except RecursionError:  # checked when the request came, but the stack was not as deep then
+        raise InvalidRequest("Поле extra: слишком глубокая вложенность.", field="extra") from None
 
 
 def _authorization(key: SecretStr) -> dict[str, str]:

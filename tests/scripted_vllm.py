@@ -6,7 +6,7 @@ Forms of answers are those that the real vLLM 0.32 gives; `tests/e2e` holds both
 import asyncio
 import json
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,6 +110,9 @@ class ScriptedVLLM:
         health_delay: seconds that it takes to.
         openapi: the body of /openapi.json.
         models_script: replaces the answer of /v1/models.
+        counter: finds the prompt tokens of a body with `messages` or a `prompt`; with it, they are in `usage`, prompts
+            that are too long are refused, and /tokenize answers.
+        tokenized: bodies that /tokenize was asked about.
     """
 
     def __init__(self) -> None:
@@ -122,11 +125,15 @@ class ScriptedVLLM:
         self.health_delay = 0.0
         self.openapi = openapi(KNOWN_FIELDS.split())
         self.models_script: Script | None = None
+        self.counter: Callable[[dict[str, Any]], int] | None = None
+        self.tokenized: list[dict[str, Any]] = []
         self.app = Starlette(
             routes=[
                 Route("/health", self._health),
                 Route("/openapi.json", self._openapi),
+                Route("/version", self._version),
                 Route("/v1/models", self._models),
+                Route("/tokenize", self._tokenize, methods=["POST"]),
                 Route("/v1/chat/completions", _Chat(self)),
             ]
         )
@@ -140,12 +147,19 @@ class ScriptedVLLM:
         """Whether the request bears the key."""
         return self.key is None or request.headers.get("authorization") == f"Bearer {self.key}"
 
-    def next_script(self, *, stream: bool) -> Script:
+    def next_script(self, body: dict[str, Any]) -> Script:
         """What the next chat is answered with."""
         if self.scripts:
             return self.scripts.popleft()
+        usage: dict[str, Any] = USAGE
+        if self.counter is not None:
+            prompt_tokens = self.counter(body)
+            if prompt_tokens >= self.max_model_len:
+                length = f"This model's maximum context length is {self.max_model_len} tokens."
+                return refusal(400, f"{length} However, your prompt contains {prompt_tokens} input tokens")
+            usage = {"prompt_tokens": prompt_tokens, "completion_tokens": 3, "total_tokens": prompt_tokens + 3}
         words = ["Ответ", " ", f"{len(self.seen)}."]
-        return stream_of(*words) if stream else whole("".join(words))
+        return stream_of(*words, usage=usage) if body.get("stream") else whole("".join(words), usage=usage)
 
     async def _health(self, _: Request) -> Response:
         await asyncio.sleep(self.health_delay)
@@ -153,6 +167,16 @@ class ScriptedVLLM:
 
     async def _openapi(self, _: Request) -> Response:
         return Response(self.openapi, media_type="application/json")
+
+    async def _version(self, _: Request) -> Response:
+        return JSONResponse({"version": "0.32.0"})
+
+    async def _tokenize(self, request: Request) -> Response:
+        if self.counter is None:
+            return JSONResponse({"detail": "Not Found"}, 404)
+        body = await request.json()
+        self.tokenized.append(body)
+        return JSONResponse({"count": self.counter(body), "max_model_len": self.max_model_len, "tokens": []})
 
     async def _models(self, request: Request) -> Response:
         if not self.admits(request):
@@ -175,7 +199,7 @@ class _Chat:
             return
         body = await request.json()
         self._vllm.seen.append(Seen(dict(request.headers), body))
-        script = self._vllm.next_script(stream=bool(body.get("stream")))
+        script = self._vllm.next_script(body)
         self._vllm.running += 1
         play = asyncio.create_task(_play(script, send))
         leave = asyncio.create_task(_until_disconnect(receive))

@@ -215,6 +215,26 @@ def test_every_owned_field_is_refused(session: SessionOf) -> None:
         assert body["field"] == f"extra.{name}"
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("tools", "Передайте tools в самом extra."),
+        ("documents", "Передайте documents в самом extra."),
+        ("padding", "управляет шлюз."),
+        ("tokenize", "управляет шлюз."),
+        ("add_generation_prompt", "управляет шлюз."),
+        ("conversation", "управляет шлюз."),
+    ],
+)
+def test_a_template_variable_that_is_none_is_refused(session: SessionOf, name: str, hint: str) -> None:
+    """vLLM takes them: tools as they are, a padding that is counted as prompt tokens."""
+    extra = {"chat_template_kwargs": {"enable_thinking": False, name: [1]}}
+    body = session.refused(422, "invalid_request", "/chat", message="а", extra=extra)
+    assert body["field"] == f"extra.chat_template_kwargs.{name}"
+    assert body["detail"].endswith(hint)
+    session.ok("/chat", message="а", extra={"chat_template_kwargs": {"enable_thinking": False}})
+
+
 def test_without_vllms_list_of_fields_everything_passes(upstream: Upstream, start_gateway: StartGateway) -> None:
     upstream.script.openapi = b"{}"
     with start_gateway() as gateway:

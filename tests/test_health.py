@@ -25,6 +25,7 @@ def test_all_is_well(gateway: Gateway) -> None:
         "version": __version__,
         "sessions": 1,
         "warnings": [],
+        "count_mismatches": 0,
     }
     assert gateway.http.get("/ready").json() == {"status": "ready"}
 

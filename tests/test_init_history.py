@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.config import DEFAULT_SYSTEM_PROMPT
-from app.context import Budget, Pair, conversation, fit
+from app.context import Pair, conversation
 from app.tokenizer import ChatTokenizer
 from tests.conftest import Gateway, SessionOf, StartGateway, problem
 from tests.scripted_vllm import KEY, ScriptedVLLM
 from tests.test_docs import codes
+from tests.tokenizers_at_hand import count, ours
 
 PAIRS = [Pair("раз", "Ответ 1.", "stop"), Pair(" два\x00\n", "", "length")]
 
@@ -43,7 +44,7 @@ def restored(gateway: Gateway, history: list[Any], **body: Any) -> tuple[Session
 
 @pytest.fixture(scope="module")
 def tokenizer(model_folder: Path) -> ChatTokenizer:
-    return ChatTokenizer.load(str(model_folder))
+    return ours(model_folder)
 
 
 def test_the_talk_goes_on(gateway: Gateway, vllm: ScriptedVLLM) -> None:
@@ -59,23 +60,21 @@ def test_the_talk_goes_on(gateway: Gateway, vllm: ScriptedVLLM) -> None:
 
 
 def test_the_receipt_counts_a_next_prompt_with_an_empty_message(gateway: Gateway, tokenizer: ChatTokenizer) -> None:
-    count = tokenizer.counter({})
     session, context = restored(gateway, messages_of(PAIRS), system_prompt="Кратко.")
     assert context == {
         "limit": 7680,
-        "used": count(conversation("Кратко.", PAIRS, "")),
+        "used": count(tokenizer, conversation("Кратко.", PAIRS, "")),
         "history_pairs": 2,
         "dropped_pairs": 0,
         "forgotten_pairs": 0,
     }
     following = session.ok("/chat", message="три")["context"]
-    growth = count(conversation("Кратко.", PAIRS, "три")) - count(conversation("Кратко.", PAIRS, ""))
-    assert following["used"] == context["used"] + growth
+    assert following["used"] == count(tokenizer, conversation("Кратко.", PAIRS, "три")) > context["used"]
 
 
 def test_an_empty_history_is_none_with_a_receipt(gateway: Gateway, tokenizer: ChatTokenizer) -> None:
     session, context = restored(gateway, [])
-    assert context["used"] == tokenizer.counter({})(conversation(DEFAULT_SYSTEM_PROMPT, [], ""))
+    assert context["used"] == count(tokenizer, conversation(DEFAULT_SYSTEM_PROMPT, [], ""))
     assert (context["history_pairs"], context["dropped_pairs"], context["forgotten_pairs"]) == (0, 0, 0)
     assert session.contents() == []
 
@@ -120,28 +119,31 @@ def test_a_grown_session_comes_back_with_what_it_left_out(start_gateway: StartGa
         assert back.contents() == session.contents()
 
 
-@pytest.mark.parametrize("limit", [60, 150, 400])
+@pytest.mark.parametrize("limit", [60, 200, 400, 800])
 def test_what_does_not_fit_is_dropped_as_a_turn_would(
     start_gateway: StartGateway, vllm: ScriptedVLLM, tokenizer: ChatTokenizer, limit: int
 ) -> None:
-    pairs = numbered(10)
-    fitted = fit("Кратко.", pairs, "", Budget(limit, ""), tokenizer.counter({}))
-    assert fitted.dropped_pairs > 0
+    """All of it where it fits; else down to the target at once, so that the next turns need not cut again."""
+    pairs = numbered(10, 15)
+
+    def used(dropped: int, message: str = "") -> int:
+        return count(tokenizer, conversation("Кратко.", pairs[dropped:], message))
+
+    wanted = 0 if used(0) <= limit else next(dropped for dropped in range(11) if used(dropped) <= int(limit * 0.7))
+    assert (wanted == 0) == (limit == 800)
     with start_gateway(max_context_tokens=limit) as gateway:
         session, context = restored(gateway, messages_of(pairs), system_prompt="Кратко.")
         assert context == {
             "limit": limit,
-            "used": fitted.used,
-            "history_pairs": fitted.history_pairs,
-            "dropped_pairs": fitted.dropped_pairs,
+            "used": used(wanted),
+            "history_pairs": 10 - wanted,
+            "dropped_pairs": wanted,
             "forgotten_pairs": 0,
         }
         dropped = [message["dropped"] for message in session.ok("/history")["messages"]]
-        assert dropped == [number < 2 * fitted.dropped_pairs for number in range(20)]
-        following = session.ok("/chat", message="а")["context"]
-        assert following["dropped_pairs"] >= fitted.dropped_pairs
-        sent = vllm.seen[-1].body["messages"]
-        assert sent == conversation("Кратко.", pairs[following["dropped_pairs"] :], "а")
+        assert dropped == [number < 2 * wanted for number in range(20)]
+        assert session.ok("/chat", message="а")["context"]["dropped_pairs"] == wanted
+        assert vllm.seen[-1].body["messages"] == conversation("Кратко.", pairs[wanted:], "а")
 
 
 @pytest.mark.parametrize(("max_model_len", "limit"), [(600, 88), (512, 511), (100, 99)])

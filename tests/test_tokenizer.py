@@ -7,77 +7,69 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer
 
-from app.context import ChatMessage
+from app.context import ChatMessage, Pair, conversation
 from app.errors import UpstreamRejected
-from app.tokenizer import ChatTokenizer, template_arguments
-from tests.conftest import SHARED_TOKENIZERS
+from app.tokenizer import ChatTokenizer
+from app.vllm import RequestSchema
+from tests.tokenizers_at_hand import REAL, count, count_by_transformers, folder_of, ours
 
-TALK: list[ChatMessage] = [
-    {"role": "user", "content": "Привет! <|im_end|> <s> [INST]"},
-    {"role": "assistant", "content": ""},
-    {"role": "user", "content": "Ещё 🦔\r\n\tраз   " + "очень" * 300},
-]
-SYSTEM: ChatMessage = {"role": "system", "content": "Ты — ёж."}
+PAIRS = [Pair("Привет! <|im_end|> <s> [INST]", "", None), Pair("\r\n", "<think>\nа\n</think>\n\n🦔  ", None)]
+MESSAGE = "Ещё 🦔\r\n\tраз   " + "очень" * 300
+TALK = conversation("", PAIRS, MESSAGE)
+SYSTEM_TALK = conversation("Ты — ёж.", PAIRS, MESSAGE)
 
 real = pytest.mark.shared_tokenizers
-REAL_FOLDERS = ["qwen3", "mistral-nemo", "phi-4", "tinyllama", "gemma-2-hybrid"]
-
-
-def count_by_transformers(folder: Path, messages: list[ChatMessage], **arguments: Any) -> int:
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return len(
-        tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=False, **arguments
-        )
-    )
 
 
 def test_the_count_is_the_tokenizers_own(model_folder: Path) -> None:
-    ours = ChatTokenizer.load(str(model_folder))
-    assert ours.counter({})([SYSTEM, *TALK]) == count_by_transformers(model_folder, [SYSTEM, *TALK])
+    assert count(ours(model_folder), SYSTEM_TALK) == count_by_transformers(model_folder, SYSTEM_TALK)
 
 
 @real
-@pytest.mark.parametrize("name", REAL_FOLDERS)
+@pytest.mark.parametrize("name", REAL)
 def test_real_models(name: str) -> None:
-    folder = SHARED_TOKENIZERS / name
-    messages = TALK if name == "gemma-2-hybrid" else [SYSTEM, *TALK]
-    assert ChatTokenizer.load(str(folder)).counter({})(messages) == count_by_transformers(folder, messages)
+    tokenizer = ours(folder_of(name))
+    folded = conversation("Ты — ёж.", PAIRS, MESSAGE, folded=tokenizer.template.folds_system_prompt)
+    for messages in (TALK, folded):
+        assert count(tokenizer, messages) == count_by_transformers(folder_of(name), messages)
+
+
+@real
+@pytest.mark.parametrize("name", REAL)
+def test_a_word_of_a_hundred_thousand_letters(name: str) -> None:
+    messages = conversation("", PAIRS, "ё" * 100_000)
+    assert count(ours(folder_of(name)), messages) == count_by_transformers(folder_of(name), messages)
 
 
 @real
 def test_template_arguments_change_the_count() -> None:
-    folder = SHARED_TOKENIZERS / "qwen3"
-    ours = ChatTokenizer.load(str(folder))
+    folder = folder_of("qwen3")
     tools = [{"type": "function", "function": {"name": "f", "parameters": {}, "strict": None, "x": 1}}]
     dumped = [{"type": "function", "function": {"name": "f", "description": None, "parameters": {}}}]
-    counts = {
-        ours.counter(extra)(TALK)
-        for extra in ({}, {"chat_template_kwargs": {"enable_thinking": False}}, {"tools": tools})
-    }
-    assert len(counts) == 3
-    assert ours.counter({"tools": tools})(TALK) == count_by_transformers(folder, TALK, tools=dumped)
-    assert ours.counter({"reasoning_effort": "none"})(TALK) == count_by_transformers(
-        folder, TALK, enable_thinking=False
-    )
+    plain = count(ours(folder), TALK)
+    assert count(ours(folder), TALK, tools=tools) == count_by_transformers(folder, TALK, tools=dumped) > plain
+    unthinking = count_by_transformers(folder, TALK, enable_thinking=False)
+    assert count(ours(folder), TALK, chat_template_kwargs={"enable_thinking": False}) == unthinking > plain
+    assert count(ours(folder), TALK, reasoning_effort="none") == unthinking
 
 
 @real
 def test_a_template_that_refuses_the_messages_says_why() -> None:
-    gemma = ChatTokenizer.load(str(SHARED_TOKENIZERS / "gemma-2-hybrid"))
     with pytest.raises(UpstreamRejected, match="upstream_rejected") as caught:
-        gemma.counter({})([SYSTEM, *TALK])
+        count(ours(folder_of("gemma-2-hybrid")), SYSTEM_TALK)
     assert "System role not supported" in caught.value.detail
 
 
-def test_what_the_template_is_given_of_extra() -> None:
-    assert template_arguments({"top_p": 1}) == {}
-    assert template_arguments({"chat_template_kwargs": {"a": 1, "tokenize": True, "padding": 1}}) == {"a": 1}
-    assert template_arguments({"reasoning_effort": "low"}) == {"reasoning_effort": "low", "enable_thinking": True}
-    own = {"reasoning_effort": "none", "chat_template_kwargs": {"enable_thinking": True}}
-    assert template_arguments(own) == {"reasoning_effort": "none", "enable_thinking": True}
+@real
+def test_characters_that_cost_no_token_count_where_vllm_refuses_them_unread() -> None:
+    """Phi-4's tokens swallow the white space around them; vLLM refuses texts by their length before it tokenizes."""
+    tokenizer = ours(folder_of("phi-4"))
+    flood: list[ChatMessage] = [{"role": "user", "content": "а" + " " * 300_000}]
+    assert tokenizer.counter({}, RequestSchema(), 8000)(flood) < 20
+    longest = max(map(len, tokenizer._tokenizer.get_vocab()))  # noqa: SLF001 - vLLM's own measure
+    at_most = 300_000 // longest
+    assert tokenizer.counter({}, RequestSchema(), at_most)(flood) > at_most
 
 
 @pytest.mark.anyio
@@ -108,7 +100,7 @@ async def test_cancelled_counts_do_not_pile_up(model_folder: Path) -> None:
     "extra",
     [
         {"chat_template_kwargs": []},
-        {"chat_template_kwargs": {"messages": 5, "conversation": 5, "conversations": 5, "self": 5}},
+        {"chat_template_kwargs": {"messages": 5}},
         {"tools": "x"},
         {"tools": [5, {"function": 5}, {"function": {}}]},
         {"documents": 7},
@@ -117,8 +109,7 @@ async def test_cancelled_counts_do_not_pile_up(model_folder: Path) -> None:
     ids=str,
 )
 def test_what_vllm_will_refuse_is_counted_or_refused(model_folder: Path, extra: dict[str, Any]) -> None:
-    count = ChatTokenizer.load(str(model_folder)).counter(extra)
     try:
-        assert count(TALK) > 0
+        assert count(ours(model_folder), TALK, **extra) > 0
     except UpstreamRejected as exc:
         assert "Шаблон чата" in exc.detail  # noqa: PT017 - either is right

@@ -1,0 +1,99 @@
+"""What of a conversation is sent: fitted into the budget by the model's own tokens."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from app.agreement import CountAgreement, Needed
+from app.config import Settings
+from app.context import Budget, ChatMessage, Window, budget, conversation, fit
+from app.sessions import Session
+from app.tokenizer import ChatTokenizer
+from app.vllm import VLLMClient
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A conversation cut to its budget.
+
+    Attributes:
+        messages: what is sent, oldest first.
+        used: prompt tokens of `messages` by the gateway's own count, generation prompt included.
+        needed: prompt tokens as vLLM will count them.
+        limit: the budget in prompt tokens.
+        history_pairs: earlier pairs among `messages`.
+        dropped_pairs: earlier pairs left out.
+    """
+
+    messages: list[ChatMessage]
+    used: int
+    needed: Needed
+    limit: int
+    history_pairs: int
+    dropped_pairs: int
+
+
+class Prompts:
+    """Makes the prompts of all sessions for one vLLM.
+
+    Attributes:
+        agreement: whether vLLM counts as the gateway does.
+        max_model_len: tokens of prompt and answer together that vLLM takes; 0 until a key was checked.
+    """
+
+    def __init__(self, settings: Settings, tokenizer: ChatTokenizer, vllm: VLLMClient) -> None:
+        self.agreement = CountAgreement(tokenizer, vllm)
+        self.max_model_len = 0
+        self._max_context_tokens = settings.max_context_tokens
+        self._target_ratio = settings.trim_target_ratio
+        self._tokenizer = tokenizer
+        self._vllm = vllm
+
+    def budget(self, max_tokens: int) -> Budget:
+        """What a prompt may take beside an answer of `max_tokens`. Raises ContextTooLong where that fills the model."""
+        return budget(self._max_context_tokens, self.max_model_len, max_tokens, self._target_ratio)
+
+    async def fit(
+        self,
+        session: Session,
+        message: str,
+        allowed: Budget,
+        *,
+        extra: Mapping[str, Any],
+        start: int | None,
+    ) -> Prompt:
+        """Lay out a prompt within its budget.
+
+        Args:
+            session: whose system prompt and history it begins with.
+            message: the user's new one.
+            allowed: the budget.
+            extra: further fields of the request to vLLM.
+            start: pairs that the last prompt left out; None: there was none.
+
+        Raises:
+            ContextTooLong: the system prompt and the message alone are over the limit.
+            UpstreamRejected: the model's chat template refuses the conversation.
+        """
+        system_prompt, pairs = session.system_prompt, tuple(session.pairs)
+        folded = self._tokenizer.template.folds_system_prompt
+        count_tokens = self._tokenizer.counter(extra, self._vllm.schema, allowed.max_prompt_tokens)
+
+        def messages(start: int) -> list[ChatMessage]:
+            return conversation(system_prompt, pairs[start:], message, folded=folded)
+
+        async def fit_into(allowed: Budget, start: int | None) -> tuple[Window, list[ChatMessage], Needed]:
+            work = partial(fit, len(pairs), start, allowed, lambda start: count_tokens(messages(start)))
+            window = await self._tokenizer.in_thread(work)
+            sent = messages(window.start)
+            return window, sent, await self.agreement.needed(sent, extra, window.used)
+
+        window, sent, needed = await fit_into(allowed, start)
+        while needed.tokens > allowed.limit and window.start < len(pairs):
+            # Only where vLLM counts more: what it counts more of this window is taken off the limit for the next.
+            limit = allowed.limit - (needed.tokens - window.used)
+            window, sent, needed = await fit_into(allowed.lowered_to(limit), window.start)
+        if needed.tokens > allowed.limit:
+            raise allowed.too_long(needed.tokens, message)
+        return Prompt(sent, window.used, needed, allowed.limit, len(pairs) - window.start, window.start)
