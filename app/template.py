@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from transformers import PreTrainedTokenizerBase
@@ -146,10 +147,10 @@ class _Renderer:
 
 
 class _QuickSandbox(ImmutableSandboxedEnvironment):
-    """The sandbox, twice as quick where templates spend their time: `message.role` and `ns.flag`.
+    """The sandbox, twice as quick where templates spend their time: `message.role`, `ns.flag` and `loop.last`.
 
-    Neither needs what the sandbox does for every access: a plain dict has no such attribute, so it is always the key
-    that is meant, and a namespace holds only what the template itself has put there.
+    None of them needs what the sandbox looks into at every access: a plain dict has no such attribute, so it is always
+    the key that is meant; a namespace holds what the template itself has put there, a loop its own state.
     """
 
     def getattr(self, obj: Any, attribute: str) -> Any:
@@ -160,7 +161,7 @@ class _QuickSandbox(ImmutableSandboxedEnvironment):
                 return obj[attribute]
             except KeyError:
                 return self.undefined(obj=obj, name=attribute)
-        if kind is Namespace and not attribute.startswith("_"):
+        if (kind is Namespace or kind is LoopContext) and not attribute.startswith("_"):
             try:
                 return getattr(obj, attribute)
             except AttributeError:
