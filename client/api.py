@@ -99,6 +99,7 @@ class Health(TypedDict):
     version: str
     sessions: int
     warnings: list[str]
+    count_mismatches: int
 
 
 @dataclass(frozen=True, slots=True)

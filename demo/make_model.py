@@ -1,11 +1,11 @@
 """Make a tiny model folder that the real vLLM serves: random weights, a real tokenizer, a real chat template.
 
 Its replies are random syllables; it is there to try the gateway, not to talk. Runs in vLLM's environment, which has
-torch and transformers: `python demo/make_model.py FOLDER`.
+torch and transformers: `python demo/make_model.py [--layers N] [--hidden N] FOLDER`.
 """
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -49,31 +49,31 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def make_model(vocabulary_tokens: int, eos_token_id: int, unreadable_token_ids: list[int]) -> LlamaForCausalLM:
-    """Build a two-layer Llama with random weights, the same ones every time.
+def make_model(tokenizer: PreTrainedTokenizerFast, layers: int, hidden: int) -> LlamaForCausalLM:
+    """Build a Llama of so many layers and dimensions with random weights, the same ones every time.
 
     The first dimension of every hidden state is made to stand out, so that the output layer can prefer the end of the
     reply a little (replies have some dozens of tokens) and shun tokens that are only a part of a letter.
     """
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=vocabulary_tokens,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 32,
+        num_key_value_heads=hidden // 32,
         max_position_embeddings=CONTEXT_TOKENS,
         bos_token_id=None,
-        eos_token_id=eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
         pad_token_id=0,
     )
     model = LlamaForCausalLM(config)
     with torch.no_grad():
         model.model.embed_tokens.weight[:, 0] = 1.0
         model.lm_head.weight[:, 0] = 0.0
-        model.lm_head.weight[eos_token_id, 0] = 0.25
-        model.lm_head.weight[unreadable_token_ids, 0] = -2.0
+        model.lm_head.weight[tokenizer.eos_token_id, 0] = 0.25
+        model.lm_head.weight[unreadable_token_ids(tokenizer), 0] = -2.0
     return model.to(torch.bfloat16)
 
 
@@ -91,12 +91,17 @@ def name_tokenizer_class(config: Path) -> None:
 
 
 def main() -> None:
-    """Write the folder named by the first argument."""
-    folder = Path(sys.argv[1])
+    """Write the folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--hidden", type=int, default=128, help="a multiple of 32")
+    asked = parser.parse_args()
+    folder = asked.folder
     tokenizer = make_tokenizer()
     tokenizer.save_pretrained(folder)
     name_tokenizer_class(folder / "tokenizer_config.json")
-    make_model(len(tokenizer), tokenizer.eos_token_id, unreadable_token_ids(tokenizer)).save_pretrained(folder)
+    make_model(tokenizer, asked.layers, asked.hidden).save_pretrained(folder)
 
 
 if __name__ == "__main__":

@@ -86,28 +86,47 @@ class Server:
 
 def generated_model() -> Path:
     """A small model folder with random weights, made the first time it is asked for."""
-    folder = WORK / "model"
+    return _made("model", "маленькая модель", "make_model.py")
+
+
+def larger_model(layers: int, hidden: int) -> Path:
+    """The same with more to compute, for measurements in which the model must not be for nothing."""
+    return _made(
+        f"model-{layers}x{hidden}", "модель побольше", "make_model.py", f"--layers={layers}", f"--hidden={hidden}"
+    )
+
+
+def random_model(tokenizer: Path) -> Path:
+    """A model folder with random weights for a tokenizer's folder, made the first time it is asked for."""
+    name = tokenizer.name
+    return _made(f"random-{name}", f"модель для токенизатора {name}", "random_model.py", str(tokenizer))
+
+
+def _made(name: str, title: str, script: str, *arguments: str) -> Path:
+    """A folder made by a script that runs in vLLM's environment and takes the folder as its last argument."""
+    folder = WORK / name
     if not (folder / "model.safetensors").exists():
         programs = prepare_vllm()
         unfinished = folder.with_suffix(".unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
-        command = [str(programs / "python"), str(ROOT / "demo" / "make_model.py"), str(unfinished)]
-        run_step("маленькая модель", [command], WORK / "logs" / "model.log")
+        command = [str(programs / "python"), str(ROOT / "demo" / script), *arguments, str(unfinished)]
+        run_step(title, [command], WORK / "logs" / f"{name}.log")
         unfinished.rename(folder)
     return folder
 
 
-def start_vllm(model: Path, key: str, max_model_len: int = 8192) -> Server:
+def start_vllm(model: Path, key: str, max_model_len: int = 8192, *more: str) -> Server:
     """Start the real vLLM on the CPU; it serves after 30 to 60 seconds.
 
     Args:
         model: its folder.
         key: what it will ask for.
         max_model_len: tokens; less where the model itself takes less.
+        more: further arguments of `vllm serve`.
     """
     programs = prepare_vllm()
     port = free_port()
-    ours = model == WORK / "model"
+    ours = model.parent == WORK
     environ = {
         "VLLM_API_KEY": key,
         "VLLM_CPU_KVCACHE_SPACE": str(1 if ours else _USER_MODEL_KV_CACHE_GIB),
@@ -127,15 +146,17 @@ def start_vllm(model: Path, key: str, max_model_len: int = 8192) -> Server:
         *("--host", "127.0.0.1", "--port", str(port)),
         *("--max-model-len", str(min(max_model_len, _longest_context(model)))),
         "--enable-prompt-tokens-details",
+        *more,
     ]
     return Server("vllm", command, environ, port, "/health")
 
 
-def start_gateway(python: Path, vllm_url: str, model: Path) -> Server:
-    """Start the gateway in front of a vLLM."""
+def start_gateway(python: Path, vllm_url: str, model: Path, **settings: str) -> Server:
+    """Start the gateway in front of a vLLM; `settings` are further variables of its environment."""
     port = free_port()
     command = [str(python), "-m", "uvicorn", "app.main:app", "--host", "127.0.0.1", "--port", str(port)]
     environ = {"VLLM_BASE_URL": f"{vllm_url}/v1", "VLLM_MODEL_NAME": SERVED_NAME, "TOKENIZER_PATH": str(model)}
+    environ |= settings
     return Server("gateway", command, environ, port, "/ready")
 
 
