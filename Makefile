@@ -51,10 +51,12 @@ lint: ## проверить стиль, формат и типы
 	@.venv/bin/hadolint Dockerfile Dockerfile.vllm
 	@.venv/bin/shellcheck .ci/run
 
-bench: ## измерить, за сколько остановка ответа доходит до vLLM и что стоит показ ответа в терминале
+bench: ## измерить остановку ответа, его показ в терминале, счёт токенов и попадание начала запроса в кэш vLLM
 	@$(PYTHON) -m demo.environments gateway vllm
 	@.venv/bin/python -m bench.cancel
 	@.venv/bin/python -m bench.rendering
+	@.venv/bin/python -m bench.context
+	@.venv/bin/python -m bench.window
 
 clean: ## удалить окружения и всё созданное
 	rm -rf .venv .venv-vllm .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -120,7 +120,7 @@ class Seeker:
         options: dict[str, Any] = {"max_tokens": chooser.choice([1, 2, 10, 40, 300, MAX_MODEL_LEN - 60])}
         extra = dict(chooser.choice(EXTRAS)) if chooser.random() < 0.4 else {}
         if options["max_tokens"] > 40:
-            extra["stop"] = list("aeiouаеио ")  # room is what matters, not what is said in it
+            extra["stop"] = list("ae о")  # room is what matters, not what is said in it
         elif "stop" not in extra:
             extra["ignore_eos"] = True
         message = self._text(chooser.choice([3, 10, 40, 150, 400]))
