@@ -21,7 +21,7 @@ pytestmark = pytest.mark.vllm
 def test_a_talk(gateway: Gateway, real_vllm: RealVLLM, tmp_path: Path) -> None:
     environ = {"VLLM_API_KEY": KEY}
     with client_on_screen("--url", gateway.url, folder=tmp_path, environ=environ, columns=100) as screen:
-        screen.say("/set max_tokens 20")
+        screen.say("/set max_tokens 60")
         screen.say("Здравствуй")
         screen.wait_for("контекст")
         screen.wait_for("сессия 10 мин")
