@@ -21,7 +21,7 @@ from typing import Any, Self
 from pydantic import SecretStr
 from transformers import AutoTokenizer
 
-from app.config import Settings
+from app.config import DEFAULT_SYSTEM_PROMPT, Settings
 from app.context import Pair
 from app.prompt import Prompt, Prompts
 from app.sessions import Session
@@ -40,7 +40,6 @@ QUESTION_WORDS = 60
 REPLY_WORDS = 250
 FRAME_TOKENS = 9
 TURN_TOKENS = 600
-SYSTEM_PROMPT = "Ты — полезный ассистент. Отвечай по-русски, точно и по делу."
 
 
 def main() -> None:
@@ -58,7 +57,7 @@ async def measure(folder: Path, size_tokens: int) -> None:
     """Print a row."""
     tokenizer = ChatTokenizer.load(str(folder))
     chooser = random.Random(size_tokens)  # noqa: S311 - the same texts every time
-    session = Session(SecretStr(""), SYSTEM_PROMPT)
+    session = Session(SecretStr(""), DEFAULT_SYSTEM_PROMPT)
     session.pairs = long_history(tokenizer, size_tokens, chooser)
     settings = Settings(max_context_tokens=10**6)
     async with VLLMClient(settings) as vllm, Lag() as lag:
