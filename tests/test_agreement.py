@@ -160,7 +160,7 @@ def test_a_prompt_refused_because_vllm_counts_more_is_fitted_anew(
     with start_gateway() as gateway:
         wait_for_probes(vllm)
         session = gateway.open()
-        talk(session, 10, words=70, max_tokens=100)
+        talk(session, 10, max_tokens=100)
         answer = ask(session, "невиданное", stream=stream, max_tokens=100)
         assert answer["input_tokens"] <= answer["context"]["limit"]
         assert answer["context"]["dropped_pairs"] > 0

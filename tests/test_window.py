@@ -1,12 +1,14 @@
 """The window over the history, as a client sees it: in what vLLM is sent, in receipts and in /history."""
 
-from itertools import pairwise
 from typing import Any
 
 import pytest
 
 from tests.conftest import SHARED_TOKENIZERS, Gateway, SessionOf, StartGateway
 from tests.scripted_vllm import KEY, ScriptedVLLM, hanging, refusal
+
+LIMIT = 800
+"""Tokens; a pair of `ask` has some 60."""
 
 
 def ask(session: SessionOf, words: int = 10, **body: Any) -> dict[str, int]:
@@ -26,7 +28,7 @@ def shown_dropped(session: SessionOf) -> int:
 
 @pytest.fixture
 def narrow(start_gateway: StartGateway) -> Any:
-    with start_gateway(max_context_tokens=600) as gateway:
+    with start_gateway(max_context_tokens=LIMIT) as gateway:
         yield gateway
 
 
@@ -39,17 +41,21 @@ def test_the_beginning_of_the_prompt_stands_still_between_cuts(narrow: Gateway, 
     assert starts[-1] > 30
     assert 5 < len(cuts) < 20
     for turn in cuts:
-        assert contexts[turn]["used"] <= 0.7 * 600 < contexts[turn - 1]["used"]
+        assert contexts[turn]["used"] <= 0.7 * LIMIT < contexts[turn - 1]["used"]
     for turn in set(range(1, 60)) - set(cuts):
         before, now = vllm.seen[turn - 1].body["messages"], vllm.seen[turn].body["messages"]
         assert now[: len(before)] == before, "only the end of the prompt is new"
 
 
 def test_ratio_one_leaves_out_as_little_as_possible(start_gateway: StartGateway) -> None:
-    with start_gateway(max_context_tokens=600, trim_target_ratio=1) as gateway:
+    with start_gateway(max_context_tokens=LIMIT, trim_target_ratio=1) as gateway:
         session = gateway.open(system_prompt="Кратко.")
-        starts = [ask(session)["dropped_pairs"] for _ in range(40)]
-        assert {later - earlier for earlier, later in pairwise(starts)} == {0, 1}
+        contexts = [ask(session) for _ in range(40)]
+        pair = contexts[1]["used"] - contexts[0]["used"]
+        trimmed = [context for context in contexts if context["dropped_pairs"]]
+        assert len(trimmed) > 20
+        for context in trimmed:
+            assert LIMIT - pair - 3 < context["used"] <= LIMIT, "one pair more would not have fitted"
 
 
 def test_a_turn_with_a_huge_answer_does_not_cost_the_history_for_good(narrow: Gateway) -> None:
@@ -77,7 +83,7 @@ def test_what_frees_room_lets_the_window_grow_back(narrow: Gateway) -> None:
 
 def test_a_turn_that_failed_does_not_move_the_window(narrow: Gateway, vllm: ScriptedVLLM) -> None:
     session = narrow.open(system_prompt="")
-    while (context := ask(session))["used"] < 560:
+    while (context := ask(session))["used"] < LIMIT - 60:
         pass
     before = session.ok("/history")
     for failure in (refusal(500, "no"), refusal(400, "no")):
@@ -90,7 +96,7 @@ def test_a_turn_that_failed_does_not_move_the_window(narrow: Gateway, vllm: Scri
 
 def test_a_reply_that_was_stopped_moves_it_as_any_other(narrow: Gateway, vllm: ScriptedVLLM) -> None:
     session = narrow.open(system_prompt="")
-    while ask(session)["used"] < 560:
+    while ask(session)["used"] < LIMIT - 60:
         pass
     vllm.scripts.append(hanging("начало"))
     with session.stream("слово " * 20) as source:
@@ -109,7 +115,7 @@ def test_a_document_is_not_forgotten_with_the_small_talk_before_it(narrow: Gatew
     assert ask(session, 140)["history_pairs"] == 4
     context = ask(session, 30)
     assert context["history_pairs"] == 1
-    assert context["used"] > 0.7 * 600
+    assert context["used"] > 0.7 * LIMIT
 
 
 @pytest.mark.shared_tokenizers
