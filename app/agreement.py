@@ -157,7 +157,8 @@ class CountAgreement:
     async def _likely_cause(self, messages: Sequence[ChatMessage], extra: Mapping[str, Any]) -> str:
         """Tell a different template from a different tokenizer: have vLLM count the text that it should have made."""
         text = self._tokenizer.template.render(messages, template_arguments(extra, self._vllm.schema))
-        if await self._vllm.count_text(text) == self._tokenizer.count_text(text):
+        counted = await self._tokenizer.in_thread(partial(self._tokenizer.count_text, text))
+        if await self._vllm.count_text(text) == counted:
             return (
                 "Похоже, у vLLM другой шаблон чата: проверьте его --chat-template и --default-chat-template-kwargs, "
                 "а у шлюза — TOKENIZER_PATH."

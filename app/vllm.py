@@ -255,20 +255,20 @@ class VLLMClient:
 
     async def learn_schema(self) -> None:
         """Read the form of its chat requests in its own /openapi.json; where that fails, take the newest known one."""
-        self.schema = RequestSchema()
         try:
             schemas = json.loads(await self._get(f"{self._root_url}/openapi.json"))["components"]["schemas"]
             properties = schemas["ChatCompletionRequest"]["properties"]
             # Where several modules have a class of that name, FastAPI puts the modules' names before it.
             functions = [schemas[name] for name in schemas if name.endswith("FunctionDefinition")]
-            self.schema = RequestSchema(
+            learnt = RequestSchema(
                 fields=frozenset(properties),
                 knows_strict_tools=not functions or any("strict" in function["properties"] for function in functions),
                 # "none" came to the efforts shortly before.
                 effort_sets_thinking='"none"' in json.dumps(properties.get("reasoning_effort", "none")),
             )
         except (GatewayError, LookupError, TypeError, *_GARBAGE):
-            pass
+            learnt = RequestSchema()
+        self.schema = learnt
 
     async def version(self) -> str:
         """Its own version; empty where it does not tell."""
