@@ -252,11 +252,6 @@ def test_tools_are_dumped_as_vllm_dumps_them() -> None:
     known: dict[str, Any] = {"name": "f", "description": None, "parameters": {}, "strict": True, "defer_loading": False}
     assert json.dumps(new) == json.dumps({"type": "function", "function": known, "defer_loading": False})
     [old] = template_arguments({"tools": [{"function": function, "y": 2}]}, OLD)["tools"]
-    dumped: dict[str, Any] = {
-        "name": "f",
-        "description": None,
-        "parameters": {},
-        "x": 1,
-        "strict": True,
-    }  # its own order after those
+    # What vLLM does not declare comes after, as it was given.
+    dumped: dict[str, Any] = {"name": "f", "description": None, "parameters": {}, "x": 1, "strict": True}
     assert json.dumps(old) == json.dumps({"type": "function", "function": dumped, "y": 2})

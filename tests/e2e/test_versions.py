@@ -1,10 +1,13 @@
 """Both pairs of base image and vLLM resolve, and the gateway's transformers is the one that vLLM is installed with."""
 
 import json
+import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +16,7 @@ from tests.test_deploy import CHOICES, arguments
 
 PYTHON_OF_THE_BASE = {"default": "3.11", "newer": "3.12"}
 PAIRS = {"default": arguments("Dockerfile.vllm"), "newer": CHOICES}
+COUNTING = ["tests/test_chunks.py", "tests/test_template.py", "tests/test_tokenizer.py"]
 
 
 def pins_of_the_gateway(vllm_version: str) -> dict[str, str]:
@@ -44,12 +48,38 @@ def test_the_gateway_outside_of_docker_has_the_newer_pairs_transformers() -> Non
         assert f"{name}=={version}" in lines
 
 
-def resolve(requirements: list[str], python_version: str) -> dict[str, str]:
-    """What pip would install into an empty environment, by name."""
+@pytest.mark.timeout(400)
+def test_tokens_are_counted_exactly_with_the_default_pairs_transformers(tmp_path: Path) -> None:
+    """All other tests run with the newer pair's."""
+    pins = pins_of_the_gateway(PAIRS["default"]["VLLM_VERSION"])
+    pip_install(["--target", str(tmp_path), "--quiet", *(f"{name}=={version}" for name, version in pins.items())])
+    environ = {"PYTHONPATH": str(tmp_path)}
+    versions = "from importlib.metadata import version; print(*map(version, {}))"
+    assert output_of(["-c", versions.format(list(pins))], environ).split() == list(pins.values())
+    report = output_of(["-m", "pytest", "-p", "no:cacheprovider", *COUNTING], environ)
+    assert re.search(r"\d+ passed", report), report
+
+
+def output_of(arguments: Sequence[str], environ: Mapping[str, str]) -> str:
+    """What Python prints in the project's folder."""
+    environ = {**os.environ, **environ}
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def pip_install(arguments: Sequence[str]) -> bytes:
+    """Run `pip install`; returns its output."""
     pip = [sys.executable, "-m", "pip"]
     if subprocess.run([*pip, "index", "versions", "pip"], capture_output=True, check=False).returncode != 0:
         pytest.skip("no package index can be reached")
+    return subprocess.run([*pip, "install", *arguments], capture_output=True, check=True, timeout=380).stdout
+
+
+def resolve(requirements: list[str], python_version: str) -> dict[str, str]:
+    """What pip would install into an empty environment, by name."""
     elsewhere = ["--python-version", python_version, "--only-binary", ":all:", "--target", "nowhere"]
-    dry_run = [*pip, "install", "--dry-run", "--ignore-installed", "--quiet", "--report", "-", *elsewhere]
-    report = subprocess.run([*dry_run, *requirements], capture_output=True, check=True, timeout=380).stdout
+    dry_run = ["--dry-run", "--ignore-installed", "--quiet", "--report", "-", *elsewhere]
+    report = pip_install([*dry_run, *requirements])
     return {item["metadata"]["name"]: item["metadata"]["version"] for item in json.loads(report)["install"]}
