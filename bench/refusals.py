@@ -46,45 +46,12 @@ EXTRAS: list[dict[str, Any]] = [
     {"top_p": 0.9, "seed": 1},
     {"stop": ["а"]},
 ]
-PIECES = [
-    *(
-        "слово ",
-        "hello ",
-        " ",
-        "\n\n",
-        "\r\n",
-        "🦔",
-        "e\u0301",
-        "\u3000",
-        "\xa0",
-        "\x00",
-        "\u200b",
-        "12345",
-        "def f(x):\n\t",
-    ),
-    *(
-        "<|im_start|>",
-        "<|im_end|>",
-        "<|im_sep|>",
-        "</s>",
-        "<s>",
-        "[INST]",
-        "[/INST]",
-        "<start_of_turn>",
-        "<end_of_turn>",
-    ),
-    *(
-        "<think>\n",
-        "</think>",
-        "<tool_response>",
-        "<|endoftext|>",
-        "<eos>",
-        "<unk>",
-        "[TOOL_CALLS]",
-        "ё" * 20,
-        " " * 50,
-    ),
-]
+MARKERS = (
+    "<|im_start|> <|im_end|> <|im_sep|> <|endoftext|> </s> <s> <eos> <unk> [INST] [/INST] [TOOL_CALLS] "
+    "<start_of_turn> <end_of_turn> <think> </think> <tool_response>"
+).split()
+SPACES = " |\n\n|\r\n|\u3000|\xa0|\u200b|\x00|<think>\n|def f(x):\n\t".split("|")
+PIECES = [*MARKERS, *SPACES, "слово ", "hello ", "🦔", "e\u0301", "12345", "ё" * 20, " " * 50]
 
 
 class Seeker:
