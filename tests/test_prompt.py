@@ -130,5 +130,6 @@ def test_an_empty_line_is_no_message(talk: Talk, vllm: ScriptedVLLM) -> None:
     screen.wait_for_prompt()
     screen.type("  ")
     screen.press("enter")
+    screen.wait_for("Вы> Вы>")
     leave(screen)
     assert vllm.seen == []
