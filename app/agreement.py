@@ -9,7 +9,7 @@ from typing import Any
 
 import transformers
 
-from app.context import ChatMessage, Pair, conversation
+from app.context import NO_SURPLUS, ChatMessage, Pair, Surplus, conversation
 from app.errors import BadRequest, GatewayError
 from app.template import template_arguments
 from app.tokenizer import ChatTokenizer
@@ -27,6 +27,10 @@ _UNKNOWN_CAUSE = (
 _SEEN_BY_NO_PROBE = "Пробы при запуске сошлись, так что дело в самом запросе: в его extra или в необычном тексте."
 _ASKS_EVERY_TIME = (
     "Чтобы запросы помещались, шлюз теперь спрашивает vLLM о каждом заранее: ответы начинаются чуть позже."
+)
+_KEEPS_A_MARGIN = (
+    "Чтобы запросы помещались, шлюз оставляет запас по наибольшему расхождению: /tokenize у vLLM не отвечает или "
+    "говорит не то, что потом насчитывает сам vLLM."
 )
 _WASTES_ROOM = "Запросы помещаются, но место в контексте используется не до конца."
 
@@ -64,25 +68,32 @@ class CountAgreement:
     """Compares the gateway's counts with vLLM's, and sees to it that a difference never makes a prompt too long.
 
     While the counts agree it asks vLLM nothing but the probes. Once vLLM has counted more, it is asked about every
-    prompt before that is sent; where it does not say, the largest difference seen is added.
+    prompt before that is sent; where it cannot be asked, the largest difference seen is allowed for.
 
     Attributes:
         mismatches: counts that differed since the gateway was started.
-        warning: what its owner should know of it, in Russian; empty while the counts agree.
     """
 
     def __init__(self, tokenizer: ChatTokenizer, vllm: VLLMClient) -> None:
         self.mismatches = 0
-        self.warning = ""
         self._tokenizer = tokenizer
         self._vllm = vllm
         self._forget()
 
     def _forget(self) -> None:
-        self.warning = ""
+        self._difference = ""
         self._cause = _UNKNOWN_CAUSE
-        self._shortfall = 0
-        self._believes_tokenize = True
+        self._worst = NO_SURPLUS
+        self._asks = True
+
+    @property
+    def warning(self) -> str:
+        """What the gateway's owner should know of it, in Russian; empty while the counts agree."""
+        if not self._difference:
+            return ""
+        if not self._worst.tokens:
+            return f"{self._difference} {_WASTES_ROOM}"
+        return f"{self._difference} {_ASKS_EVERY_TIME if self._asks else _KEEPS_A_MARGIN}"
 
     async def probe(self) -> None:
         """Compare a dozen conversations with a vLLM that has just come; what was known of the last one is forgotten."""
@@ -93,57 +104,88 @@ class CountAgreement:
             try:
                 counted = await self._count(messages, extra)
                 theirs = await self._ask(messages, extra)
-                if theirs != counted and not differing:
-                    self._cause = await self._likely_cause(messages, extra)
             except BadRequest:
                 continue  # no template has to take tools, or every form of a talk
             except GatewayError as exc:
                 log.info("счёт токенов заранее не сверен, он сверяется с каждым ответом: %s", exc.detail)
                 return
+            if theirs != counted and not differing:
+                self._cause = await self._likely_cause(messages, extra)
             compared += 1
             differing += theirs != counted
             self._note(counted, theirs)
-        if not differing:
+        if compared and not differing:
             self._cause = _SEEN_BY_NO_PROBE
         log.info("счёт токенов сверен с vLLM: проб %d, расхождений %d", compared, differing)
 
+    def expected(self, last: Surplus) -> Surplus:
+        """What vLLM will count more of the next prompt of a conversation.
+
+        Args:
+            last: what it counted more of the last one.
+        """
+        return last if self._asks and self._worst.tokens else self._worst
+
     async def needed(self, messages: Sequence[ChatMessage], extra: Mapping[str, Any], counted: int) -> Needed:
         """How many tokens vLLM will find in messages that the gateway has counted."""
-        if not self._shortfall:
-            return Needed(counted)
-        if self._believes_tokenize:
-            try:
-                return Needed(await self._ask(messages, extra), told=True)
-            except GatewayError as exc:
-                log.debug("vLLM не сосчитал токены: %s", exc.detail)
-        return Needed(counted + self._shortfall)
+        if self._worst.tokens and (theirs := await self._told(messages, extra)) is not None:
+            return Needed(theirs, told=True)
+        return Needed(counted + self._worst.of(counted))
 
-    def compare(self, counted: int, needed: Needed, prompt_tokens: int) -> None:
-        """Take in what vLLM has found in the end (`usage.prompt_tokens`)."""
+    def compare(self, counted: int, needed: Needed, prompt_tokens: int) -> Surplus:
+        """Take in what vLLM has found in the end (`usage.prompt_tokens`); returns what that was more."""
         self._note(counted, prompt_tokens)
         if needed.told and prompt_tokens > needed.tokens:
-            self._believes_tokenize = False
+            self._ask_no_more()
+        return Surplus.seen(counted, prompt_tokens)
 
-    async def explains_refusal(self, messages: Sequence[ChatMessage], extra: Mapping[str, Any], counted: int) -> bool:
-        """Whether vLLM may have refused messages because it finds more tokens in them than was known until now."""
-        if self._shortfall:
+    async def explains_refusal(
+        self, messages: Sequence[ChatMessage], extra: Mapping[str, Any], counted: int, needed: Needed
+    ) -> bool:
+        """Whether vLLM may have refused messages because it finds more tokens in them than was known.
+
+        Args:
+            messages: as they were sent.
+            extra: further fields of that request.
+            counted: the gateway's own count of it.
+            needed: what was known when it was made; other turns may have learnt more since.
+        """
+        if needed.told:
             return False
+        theirs = await self._told(messages, extra)
+        if theirs is None:
+            return counted + self._worst.of(counted) > needed.tokens
+        self._note(counted, theirs)
+        return theirs > needed.tokens
+
+    async def _told(self, messages: Sequence[ChatMessage], extra: Mapping[str, Any]) -> int | None:
+        """What vLLM itself counts; None where it does not say. One that fails to is not asked again."""
+        if not self._asks:
+            return None
         try:
-            self._note(counted, await self._ask(messages, extra))
-        except GatewayError:
-            return False
-        return self._shortfall > 0
+            return await self._ask(messages, extra)
+        except BadRequest:
+            return None
+        except GatewayError as exc:
+            log.debug("vLLM не сосчитал токены: %s", exc.detail)
+            self._ask_no_more()
+            return None
+
+    def _ask_no_more(self) -> None:
+        self._asks = False
+        if self._worst.tokens:
+            log.warning("%s", _KEEPS_A_MARGIN)
 
     def _note(self, counted: int, theirs: int) -> None:
         if counted == theirs:
             return
         self.mismatches += 1
-        too_few = theirs > counted
-        if not self.warning or (too_few and not self._shortfall):
-            follows = _ASKS_EVERY_TIME if too_few else _WASTES_ROOM
-            self.warning = f"Шлюз насчитал в запросе токенов: {counted}, а vLLM — {theirs}. {self._cause} {follows}"
+        surplus = Surplus.seen(counted, theirs)
+        is_first = not self._difference or (surplus.tokens > 0 and not self._worst.tokens)
+        self._worst = self._worst.joined(surplus)
+        if is_first:
+            self._difference = f"Шлюз насчитал в запросе токенов: {counted}, а vLLM — {theirs}. {self._cause}"
             log.warning("%s", self.warning)
-        self._shortfall = max(self._shortfall, theirs - counted)
 
     async def _count(self, messages: Sequence[ChatMessage], extra: Mapping[str, Any]) -> int:
         count = self._tokenizer.counter(extra, self._vllm.schema, sys.maxsize)
@@ -158,7 +200,11 @@ class CountAgreement:
         """Tell a different template from a different tokenizer: have vLLM count the text that it should have made."""
         text = self._tokenizer.template.render(messages, template_arguments(extra, self._vllm.schema))
         counted = await self._tokenizer.in_thread(partial(self._tokenizer.count_text, text))
-        if await self._vllm.count_text(text) == counted:
+        try:
+            theirs = await self._vllm.count_text(text)
+        except GatewayError:
+            return _UNKNOWN_CAUSE
+        if theirs == counted:
             return (
                 "Похоже, у vLLM другой шаблон чата: проверьте его --chat-template и --default-chat-template-kwargs, "
                 "а у шлюза — TOKENIZER_PATH."

@@ -84,7 +84,7 @@ class VLLMWatch:
     async def _wrong_model(self) -> list[str]:
         """What only a vLLM without a key tells before the first session: that it serves another model."""
         try:
-            await self._vllm.max_model_len(SecretStr("any"))
+            await self._vllm.prove_key(SecretStr("any"))
         except UpstreamError as exc:
             return [exc.detail]
         return []

@@ -51,12 +51,12 @@ class Chat:
 
         Raises:
             Overloaded: MAX_SESSIONS are open.
-            InvalidKey, Upstream: see `VLLMClient.max_model_len`.
+            InvalidKey, Upstream: see `VLLMClient.prove_key`.
             ContextTooLong: a history was given, and the system prompt alone does not fit.
             UpstreamRejected: the model's chat template refuses the history.
         """
         await self._sessions.require_room()
-        self._prompts.max_model_len = await self._vllm.max_model_len(vllm_api_key)
+        await self._vllm.prove_key(vllm_api_key)
         if system_prompt is None:
             system_prompt = self._settings.default_system_prompt
         session = Session(vllm_api_key, system_prompt)
@@ -66,7 +66,7 @@ class Chat:
     async def replace_key(self, session_id: str, vllm_api_key: SecretStr) -> tuple[Session, int]:
         """Give a live session another key, once vLLM accepts it; a turn in flight goes on with the old one."""
         session = await self._sessions.get(session_id)
-        self._prompts.max_model_len = await self._vllm.max_model_len(vllm_api_key)
+        await self._vllm.prove_key(vllm_api_key)
         session = await self._sessions.get(session_id)
         session.vllm_api_key = vllm_api_key
         return session, await self._sessions.renew(session)
@@ -129,7 +129,7 @@ class Chat:
         """Bring an earlier talk into a new session. The receipt is of a next prompt whose message is empty."""
         session.extend(history, self._settings.max_session_bytes)
         # A model that the default fills has room for those who ask for less.
-        max_tokens = DEFAULT_MAX_TOKENS if self._prompts.max_model_len > DEFAULT_MAX_TOKENS else 1
+        max_tokens = DEFAULT_MAX_TOKENS if self._vllm.max_model_len > DEFAULT_MAX_TOKENS else 1
         advice = "увеличьте контекст: MAX_CONTEXT_TOKENS, VLLM_MAX_MODEL_LEN"
         allowed = replace(self._prompts.budget(max_tokens), advice=advice)
         prompt = await self._prompts.fit(session, "", allowed, extra={}, start=None)

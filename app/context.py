@@ -1,7 +1,10 @@
 """Which part of a conversation goes to the model: pure functions of lengths and counts."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import cache
 from typing import Literal, TypedDict
 
 from app.errors import ContextTooLong
@@ -29,13 +32,45 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
+class Surplus:
+    """What vLLM counts more than the gateway: not more than so many tokens, and not more than in such a proportion.
+
+    One of them alone would be wrong for the other kind of difference: a constant one (another template) seen in a short
+    prompt is a huge proportion, a proportional one (another tokenizer) seen in a long prompt is a huge constant.
+    """
+
+    tokens: int
+    ratio: Fraction
+
+    @staticmethod
+    def seen(counted: int, theirs: int) -> "Surplus":
+        """Of a prompt in which the gateway has `counted` tokens and vLLM `theirs`; none where that is not more."""
+        return Surplus(theirs - counted, Fraction(theirs, max(1, counted))) if theirs > counted else NO_SURPLUS
+
+    def joined(self, other: "Surplus") -> "Surplus":
+        """The larger of both, in either respect."""
+        return Surplus(max(self.tokens, other.tokens), max(self.ratio, other.ratio))
+
+    def of(self, counted: int) -> int:
+        """How many more to expect in a prompt of `counted` tokens."""
+        return min(self.tokens, math.ceil(counted * (self.ratio - 1)))
+
+    def taken_off(self, bound: int) -> int:
+        """How many tokens the gateway may count, so that with the surplus they are within a bound."""
+        return max(bound - self.tokens, int(bound / self.ratio))
+
+
+NO_SURPLUS = Surplus(0, Fraction(1))
+
+
+@dataclass(frozen=True, slots=True)
 class Budget:
     """What a prompt may take.
 
     Attributes:
         limit: prompt tokens at most.
         target: prompt tokens to go down to once something must be left out.
-        max_prompt_tokens: what vLLM takes beside the answer, however little of it is allowed.
+        max_prompt_tokens: what the answer leaves of the model's length, however little of it is allowed.
         advice: what would raise the limit, in Russian.
     """
 
@@ -44,9 +79,9 @@ class Budget:
     max_prompt_tokens: int
     advice: str
 
-    def lowered_to(self, limit: int) -> "Budget":
-        """The same with another limit, and the target in proportion."""
-        return replace(self, limit=limit, target=self.target * limit // self.limit)
+    def lowered_by(self, surplus: Surplus) -> "Budget":
+        """The same in the gateway's own tokens, where vLLM counts more."""
+        return replace(self, limit=surplus.taken_off(self.limit), target=surplus.taken_off(self.target))
 
     def too_long(self, needed: int, message: str) -> ContextTooLong:
         """The error for a system prompt and a message that need more than the limit on their own."""
@@ -101,15 +136,16 @@ def fit(pairs: int, start: int | None, allowed: Budget, count: Callable[[int], i
     back only over pairs with which the prompt is still within the target.
 
     One more old pair is taken to mean more tokens; what is returned has been counted, whatever the template. Where no
-    pair fits, the result holds none, and may be over the limit. Counts one window where nothing moves, else some
-    2 log2(pairs) of the smaller ones.
+    pair fits, the result holds none, and may be over the limit. Counts one window where nothing moves (below the target
+    also one with a pair more), else some 2 log2(pairs), most of them smaller.
 
     Args:
         pairs: how many are stored.
         allowed: the budget.
-        start: of the last window. None: there was none, and all that fits the limit is wanted.
+        start: of the last window. None: there was none; all pairs are wanted, and if not all fit, as after a cut.
         count: tokens of the prompt without the first so many pairs.
     """
+    count = cache(count)
     if start is None:
         bare = Window(pairs, count(pairs))
         window = _widest(0, bare, allowed.limit, count)

@@ -7,7 +7,7 @@ from typing import Any
 
 from app.agreement import CountAgreement, Needed
 from app.config import Settings
-from app.context import Budget, ChatMessage, Window, budget, conversation, fit
+from app.context import Budget, ChatMessage, Surplus, Window, budget, conversation, fit
 from app.sessions import Session
 from app.tokenizer import ChatTokenizer
 from app.vllm import VLLMClient
@@ -39,12 +39,10 @@ class Prompts:
 
     Attributes:
         agreement: whether vLLM counts as the gateway does.
-        max_model_len: tokens of prompt and answer together that vLLM takes; 0 until a key was checked.
     """
 
     def __init__(self, settings: Settings, tokenizer: ChatTokenizer, vllm: VLLMClient) -> None:
         self.agreement = CountAgreement(tokenizer, vllm)
-        self.max_model_len = 0
         self._max_context_tokens = settings.max_context_tokens
         self._target_ratio = settings.trim_target_ratio
         self._tokenizer = tokenizer
@@ -52,7 +50,7 @@ class Prompts:
 
     def budget(self, max_tokens: int) -> Budget:
         """What a prompt may take beside an answer of `max_tokens`. Raises ContextTooLong where that fills the model."""
-        return budget(self._max_context_tokens, self.max_model_len, max_tokens, self._target_ratio)
+        return budget(self._max_context_tokens, self._vllm.max_model_len, max_tokens, self._target_ratio)
 
     async def fit(
         self,
@@ -89,11 +87,11 @@ class Prompts:
             sent = messages(window.start)
             return window, sent, await self.agreement.needed(sent, extra, window.used)
 
-        window, sent, needed = await fit_into(allowed, start)
+        surplus = self.agreement.expected(session.surplus)
+        window, sent, needed = await fit_into(allowed.lowered_by(surplus), start)
         while needed.tokens > allowed.limit and window.start < len(pairs):
-            # Only where vLLM counts more: what it counts more of this window is taken off the limit for the next.
-            limit = allowed.limit - (needed.tokens - window.used)
-            window, sent, needed = await fit_into(allowed.lowered_to(limit), window.start)
+            surplus = Surplus.seen(window.used, needed.tokens)
+            window, sent, needed = await fit_into(allowed.lowered_by(surplus), window.start)
         if needed.tokens > allowed.limit:
             raise allowed.too_long(needed.tokens, message)
         return Prompt(sent, window.used, needed, allowed.limit, len(pairs) - window.start, window.start)

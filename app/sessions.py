@@ -12,7 +12,7 @@ from typing import Protocol
 
 from pydantic import SecretStr
 
-from app.context import Pair
+from app.context import NO_SURPLUS, Pair, Surplus
 from app.errors import NothingToUndo, Overloaded, SessionBusy, SessionNotFound
 
 
@@ -37,6 +37,7 @@ class Session:
         pairs: committed turns, oldest first.
         dropped_pairs: how many of the oldest `pairs` the last committed turn left out of its prompt.
         forgotten_pairs: how many were removed from `pairs` to keep the text within its bound.
+        surplus: what vLLM counted more of the last prompt than the gateway.
         turn: the one in flight.
         expires_at: the store's clock, seconds.
     """
@@ -47,6 +48,7 @@ class Session:
     pairs: list[Pair] = field(default_factory=list, repr=False)
     dropped_pairs: int = 0
     forgotten_pairs: int = 0
+    surplus: Surplus = NO_SURPLUS
     turn: TurnInFlight | None = None
     expires_at: float = 0.0
     _text_bytes: int = 0

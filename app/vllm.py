@@ -35,6 +35,7 @@ MAX_ANSWER_BYTES = 64 * 1024 * 1024
 _KEEP_ALIVE_SECONDS = 3.0
 _PROBE_SECONDS = 1.0
 _QUESTION_SECONDS = 30.0
+_TOKENIZE_SECONDS = 5.0
 _KEY = re.compile(r"[!-~]+")
 _DONE = b"[DONE]"
 _END_SECONDS = 0.05
@@ -139,6 +140,7 @@ class Tokenized(msgspec.Struct):
     """The answer of /tokenize."""
 
     count: int
+    max_model_len: int | None = None
 
 
 class Version(msgspec.Struct):
@@ -175,11 +177,13 @@ class VLLMClient:
     Attributes:
         model: the name under which it serves.
         schema: the form of its chat requests, as last learnt.
+        max_model_len: tokens of prompt and answer together that it takes, as last told; 0 until then.
         total_timeout_seconds: for a whole answer.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.schema = RequestSchema()
+        self.max_model_len = 0
         self._base_url = settings.vllm_base_url
         self._root_url = settings.vllm_root_url
         self.model = settings.vllm_model_name
@@ -222,8 +226,8 @@ class VLLMClient:
             return exc.detail
         return None
 
-    async def max_model_len(self, key: SecretStr) -> int:
-        """Prove the key; returns the served model's length in tokens.
+    async def prove_key(self, key: SecretStr) -> None:
+        """Show the key to the server, which also tells the served model's length.
 
         Raises:
             InvalidKey: vLLM refuses the key, or it cannot be put into a header.
@@ -243,7 +247,7 @@ class VLLMClient:
                 f"vLLM не обслуживает модель {self.model}; у него есть: {', '.join(served) or 'ничего'}. "
                 "Имя задают VLLM_MODEL_NAME у шлюза и --served-model-name у vLLM."
             )
-        return length
+        self.max_model_len = length
 
     async def accepts_any_key(self) -> bool:
         """Whether the server was started without a key."""
@@ -264,7 +268,8 @@ class VLLMClient:
                 fields=frozenset(properties),
                 knows_strict_tools=not functions or any("strict" in function["properties"] for function in functions),
                 # "none" came to the efforts shortly before.
-                effort_sets_thinking='"none"' in json.dumps(properties.get("reasoning_effort", "none")),
+                effort_sets_thinking="reasoning_effort" not in properties
+                or '"none"' in json.dumps(properties["reasoning_effort"]),
             )
         except (GatewayError, LookupError, TypeError, *_GARBAGE):
             learnt = RequestSchema()
@@ -298,19 +303,21 @@ class VLLMClient:
         return await self._tokenize({"prompt": text, "add_special_tokens": False})
 
     async def _tokenize(self, question: Mapping[str, Any]) -> int:
-        with _translated(self._base_url):
-            async with self._http.stream(
-                "POST",
-                f"{self._root_url}/tokenize",
-                content=_json({"model": self.model, **question}),
-                headers={"Content-Type": "application/json"},
-                timeout=self._question_timeout,
-            ) as response:
-                body = await _read_ok(response)
         try:
-            return _decode_tokenized(body).count
+            with anyio.fail_after(_TOKENIZE_SECONDS), _translated(self._base_url):
+                async with self._http.stream(
+                    "POST",
+                    f"{self._root_url}/tokenize",
+                    content=_json({"model": self.model, **question}),
+                    headers={"Content-Type": "application/json"},
+                ) as response:
+                    tokenized = _decode_tokenized(await _read_ok(response))
+        except TimeoutError:
+            raise UpstreamTimeout(f"vLLM не ответил на /tokenize за {_TOKENIZE_SECONDS:g} с.") from None
         except _GARBAGE as exc:
             raise UpstreamError("Ответ vLLM на /tokenize не разбирается.") from exc
+        self.max_model_len = tokenized.max_model_len or self.max_model_len
+        return tokenized.count
 
     async def complete(self, request: Mapping[str, Any], key: SecretStr, headers: Mapping[str, str]) -> Answer:
         """Ask for a whole answer as JSON.

@@ -62,7 +62,7 @@ async def measure(folder: Path, size_tokens: int) -> None:
     settings = Settings(max_context_tokens=10**6)
     async with VLLMClient(settings) as vllm, Lag() as lag:
         prompts = Prompts(settings, tokenizer, vllm)
-        prompts.max_model_len = 10**6
+        vllm.max_model_len = 10**6
 
         async def fit(message: str) -> tuple[float, Prompt]:
             started = time.perf_counter()

@@ -112,7 +112,10 @@ class ScriptedVLLM:
         models_script: replaces the answer of /v1/models.
         counter: finds the prompt tokens of a body with `messages` or a `prompt`; with it, they are in `usage`, prompts
             that are too long are refused, and /tokenize answers.
+        tokenizes: whether it does; a server in between may let through /v1 only.
         tokenized: bodies that /tokenize was asked about.
+        tokenize_delay: seconds that it takes to answer.
+        tokenize_texts_status: what it answers about a text that is no conversation.
     """
 
     def __init__(self) -> None:
@@ -126,7 +129,10 @@ class ScriptedVLLM:
         self.openapi = openapi(KNOWN_FIELDS.split())
         self.models_script: Script | None = None
         self.counter: Callable[[dict[str, Any]], int] | None = None
+        self.tokenizes = True
+        self.tokenize_texts_status = 200
         self.tokenized: list[dict[str, Any]] = []
+        self.tokenize_delay = 0.0
         self.app = Starlette(
             routes=[
                 Route("/health", self._health),
@@ -172,11 +178,13 @@ class ScriptedVLLM:
         return JSONResponse({"version": "0.32.0"})
 
     async def _tokenize(self, request: Request) -> Response:
-        if self.counter is None:
+        if self.counter is None or not self.tokenizes:
             return JSONResponse({"detail": "Not Found"}, 404)
         body = await request.json()
         self.tokenized.append(body)
-        return JSONResponse({"count": self.counter(body), "max_model_len": self.max_model_len, "tokens": []})
+        await asyncio.sleep(self.tokenize_delay)
+        status = self.tokenize_texts_status if "prompt" in body else 200
+        return JSONResponse({"count": self.counter(body), "max_model_len": self.max_model_len, "tokens": []}, status)
 
     async def _models(self, request: Request) -> Response:
         if not self.admits(request):

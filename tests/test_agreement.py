@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,104 @@ def test_a_prompt_refused_because_vllm_counts_more_is_fitted_anew(
         [warning] = health(gateway)["warnings"]
         assert "Пробы при запуске сошлись" in warning
         assert len(vllm.seen) == 12
+
+
+def test_a_refusal_is_explained_by_what_another_turn_has_learnt_meanwhile(
+    start_gateway: StartGateway, vllm: ScriptedVLLM, exact: Counter
+) -> None:
+    vllm.counter, vllm.max_model_len = lambda body: exact(body) + 1000 * str(body).count("невиданное"), 3000
+    with start_gateway() as gateway, ThreadPoolExecutor() as pool:
+        wait_for_probes(vllm)
+        slow, quick = gateway.open(), gateway.open()
+        for session in (slow, quick):
+            talk(session, 10, max_tokens=100)
+        late = refusal(400, "This model's maximum context length is 3000 tokens.")
+        late.delay = 1.0
+        vllm.scripts.append(late)
+        asked = len(vllm.seen)
+        slow_answer = pool.submit(ask, slow, "невиданное", stream=False, max_tokens=100)
+        wait_until(lambda: len(vllm.seen) > asked)
+        for answer in (ask(quick, "невиданное", stream=False, max_tokens=100), slow_answer.result()):
+            assert answer["input_tokens"] <= answer["context"]["limit"]
+
+
+@pytest.mark.parametrize("tokenizes", [True, False])
+def test_the_window_stands_still_between_cuts_where_vllm_counts_more_by_proportion(
+    start_gateway: StartGateway,
+    vllm: ScriptedVLLM,
+    exact: Counter,
+    tokenizes: bool,  # noqa: FBT001 - a parameter of the table
+) -> None:
+    vllm.counter, vllm.max_model_len, vllm.tokenizes = lambda body: exact(body) * 3 // 2, 2000, tokenizes
+    with start_gateway() as gateway:
+        if tokenizes:
+            wait_for_probes(vllm)
+        before = len(vllm.tokenized)
+        answers = talk(gateway.open(), 60, words=15, max_tokens=100)
+        starts = [answer["context"]["dropped_pairs"] for answer in answers]
+        assert starts == sorted(starts)
+        assert starts[-1] > 30
+        assert len(set(starts)) < 15
+        assert max(answer["input_tokens"] for answer in answers[-20:]) > 1700, "room is not lost for ever"
+        assert len(vllm.tokenized) - before <= (75 if tokenizes else 0), "a question per turn and a few for the cuts"
+
+
+def test_what_a_long_talk_has_shown_is_no_reason_to_refuse_a_short_one(
+    start_gateway: StartGateway, vllm: ScriptedVLLM, exact: Counter
+) -> None:
+    vllm.counter, vllm.tokenizes = lambda body: exact(body) * 3 // 2, False
+    with start_gateway() as gateway:
+        talk(gateway.open(), 25)
+        assert "оставляет запас" in health(gateway)["warnings"][0]
+        answer = gateway.open().ok("/chat", message="Привет", max_tokens=8000)
+        assert answer["input_tokens"] < 192
+
+
+def test_a_tokenize_that_hangs_is_waited_for_once(
+    start_gateway: StartGateway, vllm: ScriptedVLLM, exact: Counter
+) -> None:
+    vllm.counter = lambda body: exact(body) + 7
+    with start_gateway() as gateway:
+        wait_until(lambda: health(gateway)["count_mismatches"] == len(PROBES))
+        vllm.tokenize_delay = 60
+        session = gateway.open()
+        asked = len(vllm.tokenized)
+        started = time.monotonic()
+        talk(session, 3)
+        vllm.scripts.append(refusal(400, "top_p must be in (0, 1]"))
+        session.refused(400, "upstream_rejected", "/chat", message="а")
+        assert len(vllm.tokenized) == asked + 1
+        assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize("status", [400, 500])
+def test_a_difference_is_told_of_even_where_its_cause_cannot_be_looked_for(
+    start_gateway: StartGateway, vllm: ScriptedVLLM, exact: Counter, status: int
+) -> None:
+    vllm.counter = lambda body: exact(body) + 7
+    vllm.tokenize_texts_status = status
+    with start_gateway() as gateway:
+        wait_until(lambda: health(gateway)["count_mismatches"] == len(PROBES))
+        [warning] = health(gateway)["warnings"]
+        assert "Бывает от разных версий" in warning
+
+
+def test_a_vllm_that_came_back_with_a_shorter_context_is_believed_without_a_new_session(
+    start_gateway: StartGateway, vllm: ScriptedVLLM, exact: Counter
+) -> None:
+    vllm.counter = exact
+    with start_gateway() as gateway:
+        wait_for_probes(vllm)
+        session = gateway.open()
+        assert talk(session, 10)[-1]["context"]["used"] > 2000
+        vllm.healthy = False
+        wait_until(lambda: health(gateway)["status"] == "degraded")
+        time.sleep(5.5)  # it looks every five seconds while all is well
+        vllm.max_model_len, vllm.healthy = 2000, True
+        wait_for_probes(vllm, 2 * len(PROBES))
+        context = session.ok("/chat", message="а", max_tokens=100)["context"]
+        assert context["limit"] == 1900
+        assert context["dropped_pairs"] > 0
 
 
 @pytest.mark.usefixtures("exact")

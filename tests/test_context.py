@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from app.context import Budget, Pair, Window, budget, conversation, fit
+from app.context import NO_SURPLUS, Budget, Pair, Surplus, Window, budget, conversation, fit
 from app.errors import ContextTooLong
 
 texts = st.text(max_size=30)
@@ -87,6 +87,25 @@ def test_the_window_stands_still_between_cuts(pairs: list[int], ratio: float, li
     freed_by_a_cut = limit - ratio * limit - 2 * 60
     if freed_by_a_cut > 0:
         assert moves <= sum(pairs) / freed_by_a_cut
+
+
+surpluses = st.builds(Surplus.seen, st.integers(0, 9000), st.integers(0, 9000))
+
+
+@given(surpluses, surpluses, st.integers(0, 9000))
+def test_what_a_surplus_leaves_of_a_bound_is_as_much_as_fits(one: Surplus, other: Surplus, bound: int) -> None:
+    surplus = one.joined(other)
+    counted = surplus.taken_off(bound)
+    assert 0 <= counted <= bound
+    assert counted + surplus.of(counted) <= bound
+    assert counted + 1 + surplus.of(counted + 1) > bound
+
+
+@given(st.integers(1, 9000), st.integers(0, 9000))
+def test_a_surplus_that_was_seen_is_expected_again(counted: int, theirs: int) -> None:
+    surplus = Surplus.seen(counted, theirs)
+    assert counted + surplus.of(counted) == max(counted, theirs)
+    assert (surplus == NO_SURPLUS) == (theirs <= counted)
 
 
 def test_ratio_one_goes_pair_by_pair() -> None:
