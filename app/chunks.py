@@ -1,5 +1,6 @@
 """Counting the tokens of a text that is mostly the same as the last time."""
 
+import re
 from collections.abc import Iterator, Sequence
 
 from tokenizers import AddedToken, Tokenizer
@@ -15,7 +16,7 @@ class ChunkCounter:
     A tokenizer takes the added tokens (`<|im_start|>` and the like) out of a text before it does anything else, and
     treats each piece between them on its own. So a text can be cut before every occurrence of one added token, the
     boundary, and its count is the sum over the chunks: a message or so each, and messages come back every turn.
-    Counts are kept under the chunks' hashes, not their texts: 64 bits, salted anew in every process.
+    Counts are kept under the chunks' hashes (64 bits, which Python salts anew in every process), not their texts.
 
     Safe to use from several threads.
 
@@ -41,7 +42,7 @@ class ChunkCounter:
         for token in _candidates(backend, added, samples):
             self.boundary, self._swallows_space_before = token.content, token.lstrip
             exact = all(self.count(text) == self._encode([text])[0] for text in _trials(token.content, added, samples))
-            self._recent.clear()
+            self._recent, self._older = {}, {}
             if exact:
                 break
             self.boundary = None
@@ -94,24 +95,26 @@ def _is_always_itself(token: AddedToken, added: Sequence[AddedToken], *, normali
     As tokenizers does (tokenizers/src/tokenizer/added_vocabulary.rs): first it looks for tokens that are not to be
     normalized, from left to right and the longest at each place; then, in what it has normalized, for the others.
     """
-    if token.single_word or (token.normalized and normalizes):
+    if token.single_word or (token.normalized and normalizes) or token.content.strip(_WHITE_SPACE) != token.content:
         return False
-    for other in added:
-        if other.content == token.content:
-            continue
-        if other.single_word and other.content.startswith(token.content):
-            return False
-        if token.lstrip and other.content[-1:] in _WHITE_SPACE:
-            return False
-        if (token.normalized or not other.normalized) and _may_begin_before(other.content, token.content):
-            return False
-        if (
-            token.normalized
-            and not other.normalized
-            and (token.content.startswith(other.content) or _may_begin_before(token.content, other.content))
-        ):
-            return False
-    return True
+    return not any(_may_hide(other, token) for other in added if other.content != token.content)
+
+
+def _may_hide(other: AddedToken, token: AddedToken) -> bool:
+    """Whether another token may be found in place of this one, or only where the text is cut before this one."""
+    begins_with_it = other.content.startswith(token.content)
+    if other.single_word and (begins_with_it or re.match(r"\w", token.content)):
+        return True
+    if begins_with_it and other.lstrip != token.lstrip:
+        return True
+    if token.lstrip and other.content[-1:] in _WHITE_SPACE:
+        return True
+    if (token.normalized or not other.normalized) and _may_begin_before(other.content, token.content):
+        return True
+    is_found_first = token.normalized and not other.normalized
+    return is_found_first and (
+        token.content.startswith(other.content) or _may_begin_before(token.content, other.content)
+    )
 
 
 def _may_begin_before(text: str, other: str) -> bool:
