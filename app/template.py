@@ -89,6 +89,7 @@ class ChatTemplate:
 
     def _try_out(self) -> None:
         """Talk to the template: what raises or is not in the text is known before anybody's first message."""
+        lost: list[str] = []
         for pairs in ([], [_PAIR]):
             try:
                 text = self.render(conversation("", pairs, _MESSAGE), {})
@@ -96,12 +97,13 @@ class ChatTemplate:
                 if not pairs:
                     raise
                 self.warnings.append(f"Разговор с этой моделью не продолжить дальше первого сообщения. {exc.detail}")
-                return
-            said = {_MESSAGE} | {said for pair in pairs for said in (pair.user, pair.assistant)}
-            if lost := [_NAMES[one] for one in sorted(said) if one not in text]:
-                self.warnings.append(f"Шаблон чата молча выбрасывает {' и '.join(lost)}: модель этого не увидит")
+                break
+            said = [_MESSAGE, *(said for pair in pairs for said in (pair.user, pair.assistant))]
+            lost += [_NAMES[one] for one in said if one not in text and _NAMES[one] not in lost]
             if not self.folds_system_prompt:
                 self._try_out_system_prompt(pairs)
+        if lost:
+            self.warnings.append(f"Шаблон чата молча выбрасывает {' и '.join(lost)}: модель этого не увидит")
 
     def _try_out_system_prompt(self, pairs: Sequence[Pair]) -> None:
         try:
@@ -135,8 +137,9 @@ class _Renderer:
     def _finds_text_in_parts(self) -> bool:
         """Whether the template looks for texts in lists, so that vLLM gives it lists.
 
-        vLLM decides so from the template's syntax tree: a loop over a message's content (vllm/renderers/hf.py,
-        `_detect_content_format`). Trying it out comes to the same, and needs none of that code.
+        vLLM decides so from the template's syntax tree: a loop over a message's content, which its versions look for in
+        different places (vllm/renderers/hf.py, `_detect_content_format`). Trying it out comes to the same text with the
+        templates of published models; where it did not, the comparison with vLLM would tell.
         """
         messages = conversation("", [_PAIR], _MESSAGE)
         try:
