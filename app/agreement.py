@@ -172,9 +172,9 @@ class CountAgreement:
             return None
 
     def _ask_no_more(self) -> None:
-        self._asks = False
-        if self._worst.tokens:
+        if self._asks and self._worst.tokens:
             log.warning("%s", _KEEPS_A_MARGIN)
+        self._asks = False
 
     def _note(self, counted: int, theirs: int) -> None:
         if counted == theirs:
