@@ -53,13 +53,15 @@ PROBES: Sequence[tuple[str, Sequence[Pair], str, Mapping[str, Any]]] = (
 
 @dataclass(frozen=True, slots=True)
 class Needed:
-    """How many tokens vLLM will find in a prompt.
+    """How many tokens vLLM will find in a prompt, as far as was known when the prompt was made.
 
     Attributes:
-        tokens: the gateway's own count, unless vLLM is known to count more.
+        counted: the gateway's own count.
+        tokens: the same, unless vLLM is known to count otherwise.
         told: vLLM has said so itself.
     """
 
+    counted: int
     tokens: int
     told: bool = False
 
@@ -129,33 +131,30 @@ class CountAgreement:
     async def needed(self, messages: Sequence[ChatMessage], extra: Mapping[str, Any], counted: int) -> Needed:
         """How many tokens vLLM will find in messages that the gateway has counted."""
         if self._worst.tokens and (theirs := await self._told(messages, extra)) is not None:
-            return Needed(theirs, told=True)
-        return Needed(counted + self._worst.of(counted))
+            return Needed(counted, theirs, told=True)
+        return Needed(counted, counted + self._worst.of(counted))
 
-    def compare(self, counted: int, needed: Needed, prompt_tokens: int) -> Surplus:
+    def compare(self, needed: Needed, prompt_tokens: int) -> Surplus:
         """Take in what vLLM has found in the end (`usage.prompt_tokens`); returns what that was more."""
-        self._note(counted, prompt_tokens)
+        self._note(needed.counted, prompt_tokens)
         if needed.told and prompt_tokens > needed.tokens:
             self._ask_no_more()
-        return Surplus.seen(counted, prompt_tokens)
+        return Surplus.seen(needed.counted, prompt_tokens)
 
-    async def explains_refusal(
-        self, messages: Sequence[ChatMessage], extra: Mapping[str, Any], counted: int, needed: Needed
-    ) -> bool:
+    async def explains_refusal(self, messages: Sequence[ChatMessage], extra: Mapping[str, Any], needed: Needed) -> bool:
         """Whether vLLM may have refused messages because it finds more tokens in them than was known.
 
         Args:
             messages: as they were sent.
             extra: further fields of that request.
-            counted: the gateway's own count of it.
-            needed: what was known when it was made; other turns may have learnt more since.
+            needed: of that prompt; other turns may have learnt more since it was made.
         """
         if needed.told:
             return False
         theirs = await self._told(messages, extra)
         if theirs is None:
-            return counted + self._worst.of(counted) > needed.tokens
-        self._note(counted, theirs)
+            return needed.counted + self._worst.of(needed.counted) > needed.tokens
+        self._note(needed.counted, theirs)
         return theirs > needed.tokens
 
     async def _told(self, messages: Sequence[ChatMessage], extra: Mapping[str, Any]) -> int | None:

@@ -19,19 +19,22 @@ class Prompt:
 
     Attributes:
         messages: what is sent, oldest first.
-        used: prompt tokens of `messages` by the gateway's own count, generation prompt included.
-        needed: prompt tokens as vLLM will count them.
+        needed: prompt tokens of `messages`, generation prompt included.
         limit: the budget in prompt tokens.
         history_pairs: earlier pairs among `messages`.
         dropped_pairs: earlier pairs left out.
     """
 
     messages: list[ChatMessage]
-    used: int
     needed: Needed
     limit: int
     history_pairs: int
     dropped_pairs: int
+
+    @property
+    def used(self) -> int:
+        """Prompt tokens by the gateway's own count."""
+        return self.needed.counted
 
 
 class Prompts:
@@ -90,8 +93,8 @@ class Prompts:
         surplus = self.agreement.expected(session.surplus)
         window, sent, needed = await fit_into(allowed.lowered_by(surplus), start)
         while needed.tokens > allowed.limit and window.start < len(pairs):
-            surplus = Surplus.seen(window.used, needed.tokens)
+            surplus = Surplus.seen(needed.counted, needed.tokens)
             window, sent, needed = await fit_into(allowed.lowered_by(surplus), window.start)
         if needed.tokens > allowed.limit:
             raise allowed.too_long(needed.tokens, message)
-        return Prompt(sent, window.used, needed, allowed.limit, len(pairs) - window.start, window.start)
+        return Prompt(sent, needed, allowed.limit, len(pairs) - window.start, window.start)

@@ -208,8 +208,8 @@ class Turn:
         try:
             await ask(self._request(prompt))
         except UpstreamRejected:
-            explains_refusal = self._prompts.agreement.explains_refusal
-            if not await explains_refusal(prompt.messages, self._question.extra, prompt.used, prompt.needed):
+            agreement = self._prompts.agreement
+            if not await agreement.explains_refusal(prompt.messages, self._question.extra, prompt.needed):
                 raise
             prompt = self._prompt = await self._fit()
             await ask(self._request(prompt))
@@ -251,7 +251,7 @@ class Turn:
         """Commit, unless the turn was stopped before the first token of the reply."""
         reply, session = self._reply, self._session
         if reply.usage is not None:
-            session.surplus = self._prompts.agreement.compare(prompt.used, prompt.needed, reply.usage.prompt_tokens)
+            session.surplus = self._prompts.agreement.compare(prompt.needed, reply.usage.prompt_tokens)
         text = "".join(reply.text)
         dropped_pairs = prompt.dropped_pairs
         if text or not self.cancelled:
