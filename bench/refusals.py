@@ -21,6 +21,7 @@ from demo.stand import generated_model, random_model, start_gateway, start_vllm
 
 KEY = "bench-key"
 MAX_MODEL_LEN = 1024
+VLLM_ARGUMENTS = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
 MAX_CONTEXT_TOKENS = 700
 WORKERS = 4
 TURNS = 6
@@ -146,8 +147,7 @@ def main() -> int:
     """Lead the sessions, some at a time, and print what became of their turns."""
     sessions = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
     model = random_model(Path(sys.argv[2])) if len(sys.argv) > 2 else generated_model()
-    tools = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
-    with start_vllm(model, KEY, MAX_MODEL_LEN, *tools) as vllm:
+    with start_vllm(model, KEY, MAX_MODEL_LEN, *VLLM_ARGUMENTS) as vllm:
         vllm.wait_until_ready()
         narrow = str(MAX_CONTEXT_TOKENS)
         with start_gateway(prepare("gateway"), vllm.url, model, MAX_CONTEXT_TOKENS=narrow) as gateway:

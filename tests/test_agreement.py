@@ -1,8 +1,9 @@
 """Counts that are not vLLM's: noticed, said once, and never the reason for a refusal."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,27 @@ def messages_only(count: Counter, change: Callable[[int], int]) -> Counter:
     return lambda body: count(body) if "prompt" in body else change(count(body))
 
 
+def surprised_by(word: str, surplus: int, count: Counter) -> Counter:
+    """Counts so many more for every such word."""
+    return lambda body: count(body) + surplus * str(body).count(word)
+
+
 def health(gateway: Gateway) -> Any:
     return gateway.http.get("/health").json()
 
 
 def wait_for_probes(vllm: ScriptedVLLM, number: int = len(PROBES)) -> None:
     wait_until(lambda: len([body for body in vllm.tokenized if "messages" in body]) >= number)
+
+
+@contextmanager
+def away(gateway: Gateway, vllm: ScriptedVLLM) -> Iterator[None]:
+    """It does not answer, and the gateway has noticed; back at the end of the block."""
+    vllm.healthy = False
+    wait_until(lambda: health(gateway)["status"] == "degraded")
+    time.sleep(5.5)  # it looks every five seconds while all is well
+    yield
+    vllm.healthy = True
 
 
 def ask(session: SessionOf, message: str, *, stream: bool, **body: Any) -> Any:
@@ -153,11 +169,7 @@ def test_a_prompt_refused_because_vllm_counts_more_is_fitted_anew(
     stream: bool,  # noqa: FBT001 - a parameter of the table
 ) -> None:
     """The probes agreed; only this text is counted otherwise."""
-
-    def odd(body: dict[str, Any]) -> int:
-        return exact(body) + 1000 * str(body).count("невиданное")
-
-    vllm.counter, vllm.max_model_len = odd, 3000
+    vllm.counter, vllm.max_model_len = surprised_by("невиданное", 1000, exact), 3000
     with start_gateway() as gateway:
         wait_for_probes(vllm)
         session = gateway.open()
@@ -174,7 +186,7 @@ def test_a_prompt_refused_because_vllm_counts_more_is_fitted_anew(
 def test_a_refusal_is_explained_by_what_another_turn_has_learnt_meanwhile(
     start_gateway: StartGateway, vllm: ScriptedVLLM, exact: Counter
 ) -> None:
-    vllm.counter, vllm.max_model_len = lambda body: exact(body) + 1000 * str(body).count("невиданное"), 3000
+    vllm.counter, vllm.max_model_len = surprised_by("невиданное", 1000, exact), 3000
     with start_gateway() as gateway, ThreadPoolExecutor() as pool:
         wait_for_probes(vllm)
         slow, quick = gateway.open(), gateway.open()
@@ -259,10 +271,8 @@ def test_a_vllm_that_came_back_with_a_shorter_context_is_believed_without_a_new_
         wait_for_probes(vllm)
         session = gateway.open()
         assert talk(session, 10)[-1]["context"]["used"] > 2000
-        vllm.healthy = False
-        wait_until(lambda: health(gateway)["status"] == "degraded")
-        time.sleep(5.5)  # it looks every five seconds while all is well
-        vllm.max_model_len, vllm.healthy = 2000, True
+        with away(gateway, vllm):
+            vllm.max_model_len = 2000
         wait_for_probes(vllm, 2 * len(PROBES))
         context = session.ok("/chat", message="а", max_tokens=100)["context"]
         assert context["limit"] == 1900
@@ -343,11 +353,8 @@ def test_a_new_vllm_is_compared_anew(start_gateway: StartGateway, vllm: Scripted
     vllm.counter = lambda body: exact(body) + 7
     with start_gateway() as gateway:
         wait_until(lambda: health(gateway)["count_mismatches"] == len(PROBES))
-        vllm.healthy = False
-        wait_until(lambda: health(gateway)["status"] == "degraded")
-        vllm.counter = exact
-        time.sleep(5.5)  # it looks every five seconds while all is well
-        vllm.healthy = True
+        with away(gateway, vllm):
+            vllm.counter = exact
         wait_until(lambda: health(gateway)["warnings"] == [], 15)
         assert health(gateway)["count_mismatches"] == len(PROBES), "a counter counts on"
 
@@ -355,7 +362,7 @@ def test_a_new_vllm_is_compared_anew(start_gateway: StartGateway, vllm: Scripted
 def test_no_text_is_in_a_warning(
     start_gateway: StartGateway, vllm: ScriptedVLLM, exact: Counter, caplog: pytest.LogCaptureFixture
 ) -> None:
-    vllm.counter = lambda body: exact(body) + 7 * ("тайна" in str(body))
+    vllm.counter = surprised_by("тайна", 7, exact)
     with start_gateway() as gateway:
         wait_for_probes(vllm)
         gateway.open().ok("/chat", message="тайна")

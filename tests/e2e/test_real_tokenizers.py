@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.refusals import MAX_CONTEXT_TOKENS, MAX_MODEL_LEN, Seeker, defects
+from bench.refusals import MAX_CONTEXT_TOKENS, MAX_MODEL_LEN, VLLM_ARGUMENTS, Seeker, defects
 from client.api import GatewayClient
 from demo.environments import WORK
 from demo.stand import random_model, start_vllm
@@ -36,8 +36,7 @@ def in_parts() -> Path:
 def gateway(request: pytest.FixtureRequest) -> Iterator[Gateway]:
     """A gateway before a vLLM with this tokenizer, both with little room."""
     model = random_model(in_parts() if request.param == "tinyllama-in-parts" else folder_of(request.param))
-    tools = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
-    with start_vllm(model, KEY, MAX_MODEL_LEN, *tools, "--enforce-eager") as server:
+    with start_vllm(model, KEY, MAX_MODEL_LEN, *VLLM_ARGUMENTS, "--enforce-eager") as server:
         server.wait_until_ready()
         start = gateways_before(server.url, model, timeout_seconds=60)
         with start(max_context_tokens=MAX_CONTEXT_TOKENS) as started:
