@@ -8,6 +8,8 @@ from typing import Any
 
 import msgspec
 
+_encode = msgspec.json.Encoder().encode
+
 KEEP_ALIVE = b": keep-alive\n\n"
 
 
@@ -24,9 +26,7 @@ class Decoder:
 
     def __init__(self, max_event_bytes: int) -> None:
         self._max_event_bytes = max_event_bytes
-        self._line = bytearray()
-        self._data: list[bytes] = []
-        self._data_bytes = 0
+        self._rest = b""
 
     def feed(self, received: bytes) -> Iterator[bytes]:
         """Take what one read gave; yield the data of every event that it completes.
@@ -34,27 +34,24 @@ class Decoder:
         Raises:
             EventTooLarge: an event is over `max_event_bytes`, complete or not.
         """
-        *ends, rest = received.split(b"\n")
-        for end in ends:
-            self._extend(end)
-            line = bytes(self._line).removesuffix(b"\r")
-            self._line.clear()
-            if not line:
-                if self._data:
-                    yield b"\n".join(self._data)
-                    self._data.clear()
-                    self._data_bytes = 0
-            elif line.startswith(b"data:"):
-                self._data.append(line[5:].removeprefix(b" "))
-                self._data_bytes += len(line)
-        self._extend(rest)
-
-    def _extend(self, piece: bytes) -> None:
-        self._line += piece
-        if self._data_bytes + len(self._line) > self._max_event_bytes:
+        text = (self._rest + received).replace(b"\r\n", b"\n")  # of one that is cut in two, the end comes next time
+        *events, self._rest = text.split(b"\n\n")
+        for event in events:
+            if len(event) > self._max_event_bytes:
+                raise EventTooLarge
+            data = event[6:] if event.startswith(b"data: ") and b"\n" not in event else _data(event)
+            if data is not None:
+                yield data
+        if len(self._rest) > self._max_event_bytes:
             raise EventTooLarge
+
+
+def _data(event: bytes) -> bytes | None:
+    """The data of an event of whatever lines; None where it has none."""
+    lines = [line[5:].removeprefix(b" ") for line in event.split(b"\n") if line.startswith(b"data:")]
+    return b"\n".join(lines) if lines else None
 
 
 def encode(event: str, data: Any) -> bytes:
     """One event with JSON data."""
-    return b"event: %b\ndata: %b\n\n" % (event.encode(), msgspec.json.encode(data))
+    return b"".join((b"event: ", event.encode(), b"\ndata: ", _encode(data), b"\n\n"))

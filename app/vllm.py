@@ -1,17 +1,20 @@
 """Everything that is said to vLLM, and what its answers mean."""
 
+import asyncio
+import io
 import json
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
+import aiohttp
 import anyio
-import httpx2
 import msgspec
 from pydantic import SecretStr
+from yarl import URL
 
 from app import sse
 from app.config import Settings
@@ -36,6 +39,7 @@ _KEEP_ALIVE_SECONDS = 3.0
 _PROBE_SECONDS = 1.0
 _QUESTION_SECONDS = 30.0
 _TOKENIZE_SECONDS = 5.0
+_AT_ONCE_BYTES = 256 * 1024
 _KEY = re.compile(r"[!-~]+")
 _DONE = b"[DONE]"
 _END_SECONDS = 0.05
@@ -50,17 +54,20 @@ _NOT_THERE = (
     "vLLM не отвечает по адресу {url}: он ещё загружает модель, не запущен, или VLLM_BASE_URL неверен. " + SEE_VLLM_LOG
 )
 
-# The first row that matches is the one; everything httpx2 raises about a request in flight is a RequestError.
-_TRANSPORT_ERRORS: tuple[tuple[type[httpx2.RequestError], type[GatewayError], str | None], ...] = (
-    (httpx2.ConnectError, UpstreamUnavailable, _NOT_THERE),
-    (httpx2.ConnectTimeout, UpstreamUnavailable, _NOT_THERE),
-    (httpx2.TimeoutException, UpstreamTimeout, None),
+# The first row that matches is the one; everything aiohttp raises about a request in flight is in the last row.
+_TRANSPORT_ERRORS: tuple[tuple[type[Exception], type[GatewayError], str | None], ...] = (
+    (aiohttp.ClientConnectorError, UpstreamUnavailable, _NOT_THERE),
+    (aiohttp.ConnectionTimeoutError, UpstreamUnavailable, _NOT_THERE),
+    (TimeoutError, UpstreamTimeout, None),
     (
-        httpx2.RequestError,
+        aiohttp.ClientError,
         UpstreamError,
         f"vLLM оборвал соединение посреди ответа. {SEE_VLLM_LOG}",
     ),
 )
+
+
+_FOREIGN = (aiohttp.ClientError, TimeoutError)
 
 
 class FunctionCall(msgspec.Struct):
@@ -189,22 +196,32 @@ class VLLMClient:
         self.model = settings.vllm_model_name
         self.total_timeout_seconds = settings.vllm_total_timeout_seconds
         connect, idle = settings.vllm_connect_timeout_seconds, settings.vllm_idle_timeout_seconds
-        self._question_timeout = httpx2.Timeout(_QUESTION_SECONDS, connect=connect, pool=None)
-        self._json_timeout = httpx2.Timeout(idle, connect=connect, read=self.total_timeout_seconds, pool=None)
-        self._http = httpx2.AsyncClient(
-            headers={"Accept-Encoding": "identity"},
-            timeout=httpx2.Timeout(idle, connect=connect, pool=None),
-            limits=httpx2.Limits(max_keepalive_connections=256, keepalive_expiry=_KEEP_ALIVE_SECONDS),
-            trust_env=False,
-        )
+        self._chat_url = URL(f"{settings.vllm_base_url}/chat/completions")
+        self._tokenize_url = URL(f"{settings.vllm_root_url}/tokenize")
+        self._question_timeout = aiohttp.ClientTimeout(sock_connect=connect, sock_read=_QUESTION_SECONDS)
+        self._json_timeout = aiohttp.ClientTimeout(sock_connect=connect, sock_read=self.total_timeout_seconds)
+        self._stream_timeout = aiohttp.ClientTimeout(sock_connect=connect, sock_read=idle)
+        self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_SECONDS),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"Accept-Encoding": "identity"},
+            auto_decompress=False,
+            timeout=self._question_timeout,
+        )
         return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._http.aclose()
+        await self._http.close()
+
+    @property
+    def _http(self) -> aiohttp.ClientSession:
+        assert self._session is not None, "used outside of its block"
+        return self._session
 
     async def probe(self) -> None:
         """Ask whether the server lives; takes at most a second.
@@ -305,12 +322,8 @@ class VLLMClient:
     async def _tokenize(self, question: Mapping[str, Any]) -> int:
         try:
             with anyio.fail_after(_TOKENIZE_SECONDS), _translated(self._base_url):
-                async with self._http.stream(
-                    "POST",
-                    f"{self._root_url}/tokenize",
-                    content=_json({"model": self.model, **question}),
-                    headers={"Content-Type": "application/json"},
-                ) as response:
+                body = {"model": self.model, **question}
+                async with await self._post(self._tokenize_url, body, self._question_timeout, {}) as response:
                     tokenized = _decode_tokenized(await _read_ok(response))
         except TimeoutError:
             raise UpstreamTimeout(f"vLLM не ответил на /tokenize за {_TOKENIZE_SECONDS:g} с.") from None
@@ -328,8 +341,11 @@ class VLLMClient:
             headers: further ones.
         """
         with _translated(self._base_url):
-            async with self._post(request, key, headers, self._json_timeout) as response:
-                answer = _decode(await _read(response))
+            response = await self._post(self._chat_url, request, self._json_timeout, {**_authorization(key), **headers})
+            try:
+                answer = _decode(await _read_ok(response))
+            finally:
+                response.close()
         if not answer.choices or answer.choices[0].message is None:
             raise UpstreamError("В ответе vLLM нет сообщения модели.")
         return answer
@@ -337,86 +353,110 @@ class VLLMClient:
     @asynccontextmanager
     async def stream(
         self, request: Mapping[str, Any], key: SecretStr, headers: Mapping[str, str]
-    ) -> AsyncIterator[AsyncIterator[list[Answer]]]:
-        """Ask for a stream; entered once vLLM's headers are here, closed at once on leaving.
-
-        Yields the events that came with each read, together. The iteration ends with the stream.
-        """
+    ) -> AsyncIterator["AnswerStream"]:
+        """Ask for a stream; entered once vLLM's headers are here, closed at once on leaving."""
         streamed = {**request, "stream": True, "stream_options": {"include_usage": True}}
+        headers = {**_authorization(key), **headers}
         with _translated(self._base_url):
-            async with self._post(streamed, key, headers) as response, aclosing(_events(response)) as events:
-                yield events
+            response = await self._post(self._chat_url, streamed, self._stream_timeout, headers)
+        try:
+            if response.status != 200:
+                with _translated(self._base_url):
+                    await _read_ok(response)
+            yield AnswerStream(response.content, self._base_url)
+        finally:
+            response.close()
 
     async def _get(self, url: str, headers: Mapping[str, str] | None = None) -> bytes:
         """The body of a 200."""
         with _translated(self._base_url):
-            async with self._http.stream("GET", url, headers=headers, timeout=self._question_timeout) as response:
+            async with self._http.get(url, headers=headers, allow_redirects=False) as response:
                 return await _read_ok(response)
 
-    @asynccontextmanager
     async def _post(
         self,
-        request: Mapping[str, Any],
-        key: SecretStr,
+        url: URL,
+        body: Mapping[str, Any],
+        timeouts: aiohttp.ClientTimeout,
         headers: Mapping[str, str],
-        timeouts: httpx2.Timeout | None = None,
-    ) -> AsyncIterator[httpx2.Response]:
-        """Send a chat request; the response is a 200 whose body is still to be read."""
-        async with self._http.stream(
-            "POST",
-            f"{self._base_url}/chat/completions",
-            content=_json(request),
-            headers={**_authorization(key), **headers, "Content-Type": "application/json"},
-            timeout=timeouts or self._http.timeout,
-        ) as response:
-            if response.status_code != 200:
-                await _read_ok(response)
-            yield response
+    ) -> aiohttp.ClientResponse:
+        """Send JSON; of the response the status and the headers are here. To be closed, which cuts what is unread."""
+        data = _json(body)
+        return await self._http.post(
+            url,
+            data=data if len(data) <= _AT_ONCE_BYTES else io.BytesIO(data),  # by and by, as the server takes it
+            headers={**headers, "Content-Type": "application/json"},
+            timeout=timeouts,
+            allow_redirects=False,
+        )
 
 
-async def _read(response: httpx2.Response) -> bytes:
-    body = bytearray()
-    async with aclosing(response.aiter_raw()) as reads:
-        async for received in reads:
-            body += received
-            if len(body) > MAX_ANSWER_BYTES:
-                raise UpstreamError(f"Ответ vLLM больше {MAX_ANSWER_BYTES} байт.")
-    return bytes(body)
+class AnswerStream:
+    """vLLM's answer as it comes."""
 
+    def __init__(self, content: aiohttp.StreamReader, url: str) -> None:
+        """`url` is the server's, for errors."""
+        self._content = content
+        self._url = url
+        self._decoder = sse.Decoder(MAX_EVENT_BYTES)
+        self._done = False
+        self._failure: UpstreamError | None = None
 
-async def _read_ok(response: httpx2.Response) -> bytes:
-    body = await _read(response)
-    if response.status_code != 200:
-        raise _refusal(response, body)
-    return body
+    async def read(self) -> list[Answer]:
+        """The next events, all that came with one read; empty at the end.
 
-
-async def _events(response: httpx2.Response) -> AsyncGenerator[list[Answer]]:
-    decoder = sse.Decoder(MAX_EVENT_BYTES)
-    done = False
-    async with aclosing(response.aiter_raw()) as reads:
-        async for received in reads:
-            answers: list[Answer] = []
-            failure: UpstreamError | None = None
+        Raises:
+            Upstream: vLLM broke the answer off; what had come before was returned.
+        """
+        while not self._done:
+            if self._failure is not None:
+                raise self._failure
             try:
-                for event in decoder.feed(received):
-                    done = event == _DONE
-                    if done:
-                        break
-                    answers.append(_decode(event))
-            except sse.EventTooLarge:
-                failure = UpstreamError(f"Событие в потоке vLLM больше {MAX_EVENT_BYTES} байт.")
-            except UpstreamError as exc:
-                failure = exc
+                received = await self._content.readany()
+            except _FOREIGN as exc:
+                raise _ours(exc, self._url) from exc
+            if not received:
+                return []
+            answers = self._decode(received)
             if answers:
-                yield answers  # also what came before a failure in the same read
-            if failure is not None:
-                raise failure
-            if done:
-                break
-        with anyio.move_on_after(_END_SECONDS):
-            async for _ in reads:
-                pass  # to its end, so that the connection can be used again
+                return answers
+        await self._read_to_the_end()
+        return []
+
+    def _decode(self, received: bytes) -> list[Answer]:
+        """The events of one read, up to the end or to one that is no answer."""
+        answers: list[Answer] = []
+        try:
+            for event in self._decoder.feed(received):
+                if event == _DONE:
+                    self._done = True
+                    break
+                answers.append(_decode(event))
+        except sse.EventTooLarge:
+            self._failure = UpstreamError(f"Событие в потоке vLLM больше {MAX_EVENT_BYTES} байт.")
+        except UpstreamError as exc:
+            self._failure = exc
+        return answers
+
+    async def _read_to_the_end(self) -> None:
+        """What may follow the last event, so that the connection can be used again."""
+        if not self._content.at_eof():
+            with suppress(*_FOREIGN):
+                async with asyncio.timeout(_END_SECONDS):
+                    while await self._content.readany():
+                        pass
+
+
+async def _read_ok(response: aiohttp.ClientResponse) -> bytes:
+    """The body of a 200."""
+    body = bytearray()
+    while received := await response.content.readany():
+        body += received
+        if len(body) > MAX_ANSWER_BYTES:
+            raise UpstreamError(f"Ответ vLLM больше {MAX_ANSWER_BYTES} байт.")
+    if response.status != 200:
+        raise _refusal(response, bytes(body))
+    return bytes(body)
 
 
 def _decode(data: bytes) -> Answer:
@@ -431,7 +471,7 @@ def _decode(data: bytes) -> Answer:
 
 def _json(body: Mapping[str, Any]) -> bytes:
     try:
-        return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        return msgspec.json.encode(body)
     except RecursionError:  # checked when the request came, but the stack was not as deep then
         raise InvalidRequest("Поле extra: слишком глубокая вложенность.", field="extra") from None
 
@@ -440,9 +480,9 @@ def _authorization(key: SecretStr) -> dict[str, str]:
     return {"Authorization": f"Bearer {key.get_secret_value()}"}
 
 
-def _refusal(response: httpx2.Response, body: bytes) -> GatewayError:
+def _refusal(response: aiohttp.ClientResponse, body: bytes) -> GatewayError:
     """The error for a status other than 200."""
-    status = response.status_code
+    status = response.status
     if status in {401, 403}:
         return InvalidKey()
     if status in {400, 422}:
@@ -463,16 +503,20 @@ def _own_words(body: bytes) -> str:
     return re.sub(r"(, 'input': |\binput_value=).*", "…", message)[:1000]
 
 
-def _retry_after(response: httpx2.Response) -> int:
+def _retry_after(response: aiohttp.ClientResponse) -> int:
     value = response.headers.get("Retry-After", "")
     return int(value) if value.isdecimal() and len(value) < 6 else 1
 
 
 @contextmanager
 def _translated(url: str) -> Iterator[None]:
-    """Turn httpx2's errors about a server at `url` into ours."""
+    """Turn aiohttp's errors about a server at `url` into ours."""
     try:
         yield
-    except httpx2.RequestError as exc:
-        error, detail = next((ours, detail) for theirs, ours, detail in _TRANSPORT_ERRORS if isinstance(exc, theirs))
-        raise error(detail and detail.format(url=url)) from exc
+    except _FOREIGN as exc:
+        raise _ours(exc, url) from exc
+
+
+def _ours(exc: Exception, url: str) -> GatewayError:
+    error, detail = next((ours, detail) for theirs, ours, detail in _TRANSPORT_ERRORS if isinstance(exc, theirs))
+    return error(detail and detail.format(url=url))

@@ -7,6 +7,7 @@ import threading
 import time
 from typing import Any
 
+import aiohttp
 import httpx2
 import pytest
 
@@ -441,13 +442,13 @@ def test_an_adapter_is_as_long_as_its_model(gateway: Gateway, vllm: ScriptedVLLM
 
 def test_the_table_of_foreign_errors_is_complete() -> None:
     covered = tuple(theirs for theirs, _, _ in vllm._TRANSPORT_ERRORS)  # noqa: SLF001 - the table is the promise
-    kinds, waiting = [], [httpx2.RequestError]
+    kinds, waiting = [], [aiohttp.ClientError]
     while waiting:
         kind = waiting.pop()
         waiting += kind.__subclasses__()
         kinds.append(kind)
     assert len(kinds) > 10
-    assert all(issubclass(kind, covered) for kind in kinds)
+    assert all(issubclass(kind, covered) for kind in [*kinds, TimeoutError])
 
 
 @pytest.mark.parametrize("depth", [100, 500, *range(850, 1000, 5)])
