@@ -3,10 +3,10 @@
 import asyncio
 import logging
 import re
+import secrets
 import traceback
-import uuid
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -33,6 +33,11 @@ def problem_response(error: GatewayError) -> Response:
     return JSONResponse(error.problem(), error.status, headers, media_type=MEDIA_TYPE)
 
 
+def header(scope: Scope, name: bytes) -> bytes:
+    """The first value of a request's header by its name in lower case; empty where there is none."""
+    return next((value for key, value in scope["headers"] if key == name), b"")
+
+
 class RequestId:
     """Gives every request an id: the client's X-Request-Id if it is a sane one, else a new one; returns it."""
 
@@ -44,13 +49,13 @@ class RequestId:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("X-Request-Id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        given = header(scope, b"x-request-id").decode("latin-1")
+        request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
         scope["state"]["request_id"] = request_id
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
             await send(message)
 
         await self._app(scope, receive, send_with_id)
@@ -111,8 +116,8 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        declared = Headers(scope=scope).get("content-length", "0")
-        if not declared.isdecimal() or int(declared) > self._max_bytes:
+        declared = header(scope, b"content-length") or b"0"
+        if not declared.isdigit() or int(declared) > self._max_bytes:
             raise self._too_large()
         body = bytearray()
         more = True
@@ -140,3 +145,14 @@ class BodyLimit:
             f"Тело запроса больше {self._max_bytes} байт. Сократите сообщение или увеличьте MAX_REQUEST_BYTES.",
             limit=self._max_bytes,
         )
+
+
+class CrossOrigin(CORSMiddleware):
+    """CORS for requests that come from a page of another origin; the others pass as they are."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See CORSMiddleware."""
+        if scope["type"] == "http" and header(scope, b"origin"):
+            await super().__call__(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)

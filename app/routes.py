@@ -8,6 +8,7 @@ from fastapi.responses import Response
 from app import __version__
 from app.background import VLLMWatch
 from app.chat import Chat
+from app.direct import says_json
 from app.errors import (
     MEDIA_TYPE,
     ContextTooLong,
@@ -45,15 +46,15 @@ from app.schemas import (
     history_answer,
     session_answer,
 )
-from app.streaming import TurnResponse
-from app.turn import Question
+from app.streaming import turn_response
 from app.vllm import VLLMClient
 
+# All of them are coroutines: FastAPI sends plain functions through a thread.
 
-def _require_json(request: Request) -> None:
+
+async def _require_json(request: Request) -> None:
     """Refuse a body of another type, whatever is in it."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
+    if not says_json(request.scope):
         raise InvalidRequest("Нужен заголовок Content-Type: application/json и тело в JSON.")
 
 
@@ -62,15 +63,15 @@ state = APIRouter(tags=["Состояние"])
 sessions = APIRouter(tags=["Сессии"], dependencies=[Depends(_require_json)])
 
 
-def _chat(request: Request) -> Chat:
+async def _chat(request: Request) -> Chat:
     return cast(Chat, request.state.chat)
 
 
-def _vllm(request: Request) -> VLLMClient:
+async def _vllm(request: Request) -> VLLMClient:
     return cast(VLLMClient, request.state.vllm)
 
 
-def _watch(request: Request) -> VLLMWatch:
+async def _watch(request: Request) -> VLLMWatch:
     return cast(VLLMWatch, request.state.watch)
 
 
@@ -138,9 +139,8 @@ async def set_system_prompt(body: SetSystemPromptBody, chat: ChatDep) -> OkAnswe
     },
 )
 async def chat_turn(body: ChatBody, request: Request, chat: ChatDep) -> Response:
-    """Run a turn, in either answer form."""
-    question = Question(body.message, body.max_tokens, body.temperature, body.extra or {}, request.state.request_id)
-    return TurnResponse(chat.turn(body.session_id, question), stream=body.stream)
+    """Run a turn, in either answer form; seldom called, see `DirectChat`."""
+    return turn_response(body, chat, request.state.request_id)
 
 
 @sessions.post(

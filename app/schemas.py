@@ -107,7 +107,7 @@ class InitSessionBody(Body):
         if self.history is None:
             return None
         return [
-            Pair(user.content, assistant.content, assistant.finish_reason)
+            Pair.of(user.content, assistant.content, assistant.finish_reason)
             for user, assistant in zip(self.history[::2], self.history[1::2], strict=True)
         ]
 

@@ -1,18 +1,26 @@
 """Turns as HTTP responses: JSON or server-sent events, and the stop when the client goes away."""
 
 import asyncio
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
 
-from starlette.responses import JSONResponse, Response
+import msgspec
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from app import sse
-from app.schemas import chat_answer
-from app.tasks import running
-from app.turn import Turn
+from app.chat import Chat
+from app.schemas import ChatBody, chat_answer
+from app.turn import Question, Turn
 from app.vllm import Message
 
 KEEP_ALIVE_SECONDS = 15.0
+
+
+def turn_response(body: ChatBody, chat: Chat, request_id: str) -> "TurnResponse":
+    """The turn that a request asks for, in the answer form that it asks for."""
+    question = Question(body.message, body.max_tokens, body.temperature, body.extra or {}, request_id)
+    return TurnResponse(chat.turn(body.session_id, question), stream=body.stream)
 
 
 class TurnResponse(Response):
@@ -28,23 +36,30 @@ class TurnResponse(Response):
         self._turn = turn
         self._stream = stream
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
         """An error before the first byte is an ordinary status; `ErrorBoundary` makes a later one an event."""
         if self._stream:
             await self._answer_stream(receive, send)
         else:
-            answer = await self._answer_json(receive)
-            await answer(scope, receive, send)
+            await self._answer_json(receive, send)
 
-    async def _answer_json(self, receive: Receive) -> JSONResponse:
-        async with self._turn as turn, running(_cancel_on_disconnect(receive, turn)):
-            result = await turn.reply()
-        return JSONResponse(chat_answer(result, turn.expires_in))
+    async def _answer_json(self, receive: Receive, send: Send) -> None:
+        async with self._turn as turn:
+            with _cancelled_on_disconnect(receive, turn):
+                result = await turn.reply()
+        body = msgspec.json.encode(chat_answer(result, turn.expires_in))
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def _answer_stream(self, receive: Receive, send: Send) -> None:
         stream = EventStream(send)
-        async with self._turn as turn, running(_cancel_on_disconnect(receive, turn)), running(stream.keep_alive()):
-            result = await turn.stream(stream)
+        try:
+            async with self._turn as turn:
+                with _cancelled_on_disconnect(receive, turn):
+                    result = await turn.stream(stream)
+        finally:
+            stream.keep_alive_no_more()
         await stream.close(sse.encode("done", chat_answer(result, turn.expires_in)))
 
 
@@ -53,18 +68,21 @@ class EventStream:
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self._opened = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
         self._last_write = 0.0
+        self._silence: asyncio.TimerHandle | None = None
+        self._comment: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Send the status and the headers."""
+        """Send the status and the headers; from now on a long silence is broken with comments."""
         headers = [
             (b"content-type", b"text/event-stream; charset=utf-8"),
             (b"cache-control", b"no-store"),
             (b"x-accel-buffering", b"no"),  # a proxy in front must not gather events
         ]
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
-        self._opened.set()
+        self._last_write = self._loop.time()
+        self._silence = self._loop.call_later(KEEP_ALIVE_SECONDS, self._break_silence)
 
     async def write(self, messages: list[Message]) -> None:
         """Send each piece as an event of its own, all in one write."""
@@ -81,26 +99,37 @@ class EventStream:
         """Send the last event."""
         await self._send({"type": "http.response.body", "body": last, "more_body": False})
 
-    async def keep_alive(self) -> None:
-        """Break every long silence with a comment, for ever, so that nothing on the way gives the connection up."""
-        await self._opened.wait()
-        self._last_write = _now()
-        while True:
-            await asyncio.sleep(self._last_write + KEEP_ALIVE_SECONDS - _now())
-            if _now() >= self._last_write + KEEP_ALIVE_SECONDS:
-                await self._write(sse.KEEP_ALIVE)
+    def keep_alive_no_more(self) -> None:
+        """Send no more comments; without effect where none were to be sent."""
+        if self._silence is not None:
+            self._silence.cancel()
+        if self._comment is not None:
+            self._comment.cancel()
+
+    def _break_silence(self) -> None:
+        """Send a comment where the silence is long, so that nothing on the way gives the connection up."""
+        due = self._last_write + KEEP_ALIVE_SECONDS
+        if due <= self._loop.time():
+            self._comment = asyncio.create_task(self._write(sse.KEEP_ALIVE))
+            due = self._loop.time() + KEEP_ALIVE_SECONDS
+        self._silence = self._loop.call_at(due, self._break_silence)
 
     async def _write(self, data: bytes) -> None:
-        self._last_write = _now()
+        self._last_write = self._loop.time()
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
 
-async def _cancel_on_disconnect(receive: Receive, turn: Turn) -> None:
+@contextmanager
+def _cancelled_on_disconnect(receive: Receive, turn: Turn) -> Iterator[None]:
     """Cancel the turn as soon as the client goes away, streaming or not."""
+    watch = asyncio.create_task(_cancel_on_disconnect(receive, turn))
+    try:
+        yield
+    finally:
+        watch.cancel()  # its end is not waited for: that would cost every turn a round of the event loop
+
+
+async def _cancel_on_disconnect(receive: Receive, turn: Turn) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
     turn.cancel()
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()

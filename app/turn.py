@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
-import anyio
-
 from app.context import Pair
 from app.errors import (
     SEE_VLLM_LOG,
@@ -83,16 +81,22 @@ class Reply:
         """Take an answer, or the next event, in."""
         if answer.usage is not None:
             self.usage = answer.usage
-        for choice in answer.choices[:1]:
-            self._add_message(choice.message or choice.delta or Message())
-            self.finish_reason = choice.finish_reason or self.finish_reason
-
-    def _add_message(self, message: Message) -> None:
+        if not answer.choices:
+            return
+        choice = answer.choices[0]
+        self.finish_reason = choice.finish_reason or self.finish_reason
+        message = choice.message or choice.delta
+        if message is None:
+            return
         if message.content:
             self.text.append(message.content)
         if message.reasoning:
             self.reasoning.append(message.reasoning)
-        for position, piece in enumerate(message.tool_calls or ()):
+        if message.tool_calls:
+            self._add_tool_calls(message.tool_calls)
+
+    def _add_tool_calls(self, pieces: list[ToolCall]) -> None:
+        for position, piece in enumerate(pieces):
             index = position if piece.index is None else piece.index
             call = self.tool_calls.setdefault(index, ToolCall(index=index))
             call.id = piece.id or call.id
@@ -145,7 +149,8 @@ class Turn:
         self._vllm = vllm
         self._prompts = prompts
         self._max_session_bytes = max_session_bytes
-        self._scope = anyio.CancelScope()
+        self._stopped = False
+        self._time: asyncio.Timeout | None = None
         self._prompt: Prompt | None = None
         self._opened = False
         self._reply = Reply()
@@ -154,7 +159,9 @@ class Turn:
 
     def cancel(self) -> None:
         """Stop the turn; without effect once vLLM's answer is complete."""
-        self._scope.cancel()
+        self._stopped = True
+        if self._time is not None and not self._time.expired():
+            self._time.reschedule(0)
 
     async def reply(self) -> TurnResult:
         """Ask for a JSON answer.
@@ -190,14 +197,18 @@ class Turn:
     async def _ask_in_scope(self, ask: Callable[[dict[str, Any]], Awaitable[None]]) -> Prompt | None:
         """Fit and ask. None: cancelled with nothing to show for it."""
         try:
-            with anyio.fail_after(self._vllm.total_timeout_seconds), self._scope:
+            # To stop is to have the time end now.
+            async with asyncio.timeout(0 if self._stopped else self._vllm.total_timeout_seconds) as self._time:
                 await self._fit_and_ask(ask)
         except TimeoutError:
-            raise UpstreamTimeout from None
-        if self._scope.cancelled_caught and self._reply.finish_reason is None:
-            self.cancelled = True
-            self._reply.finish_reason = CANCELLED
-            return self._prompt if self._opened else None
+            if not self._stopped:
+                raise UpstreamTimeout from None
+            if self._reply.finish_reason is None:
+                self.cancelled = True
+                self._reply.finish_reason = CANCELLED
+                return self._prompt if self._opened else None
+        finally:
+            self._time = None
         if self._reply.finish_reason is None:
             raise UpstreamError(f"vLLM не закончил ответ: в нём нет finish_reason. {SEE_VLLM_LOG}")
         return self._prompt
@@ -239,13 +250,16 @@ class Turn:
         self._reply.add(await self._vllm.complete(request, self._key, self._headers))
 
     async def _stream(self, sink: Sink, request: dict[str, Any]) -> None:
-        async with self._vllm.stream(request, self._key, self._headers) as events:
+        async with self._vllm.stream(request, self._key, self._headers) as stream:
             await sink.open()
             self._opened = True
-            async for answers in events:
+            while answers := await stream.read():
+                deltas = []
                 for answer in answers:
                     self._reply.add(answer)
-                await sink.write([choice.delta for answer in answers for choice in answer.choices[:1] if choice.delta])
+                    if answer.choices and answer.choices[0].delta:
+                        deltas.append(answer.choices[0].delta)
+                await sink.write(deltas)
 
     def _finish(self, prompt: Prompt) -> TurnResult:
         """Commit, unless the turn was stopped before the first token of the reply."""
@@ -255,7 +269,7 @@ class Turn:
         text = "".join(reply.text)
         dropped_pairs = prompt.dropped_pairs
         if text or not self.cancelled:
-            pair = Pair(self._question.message, text, reply.finish_reason)
+            pair = Pair.of(self._question.message, text, reply.finish_reason)
             session.commit(pair, dropped_pairs, self._max_session_bytes)
             dropped_pairs = session.dropped_pairs
         details = reply.usage.prompt_tokens_details if reply.usage else None

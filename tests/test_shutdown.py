@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -69,6 +70,28 @@ def test_checks_that_go_well_are_not_logged(server: Server, gateway: Gateway) ->
     assert '"GET /health' not in log
     assert '"GET /ready HTTP/1.1" 200' not in log
     assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ [A-Z]+ ", line) for line in log.splitlines())
+
+
+def test_a_turn_is_logged_by_one_line(server: Server, gateway: Gateway) -> None:
+    session = gateway.open()
+    session.ok("/chat", message="раз")
+    session.refused(422, "invalid_request", "/chat", message="")
+    server.stop()
+    log = server.log.read_text(encoding="utf-8")
+    assert log.count("turn outcome=completed") == 1
+    assert 'POST /chat HTTP/1.1" 200' not in log
+    assert log.count('POST /chat HTTP/1.1" 422') == 1
+
+
+def test_a_thousand_streams_need_no_setting_of_the_system(upstream: Upstream, model_folder: Path) -> None:
+    """Where a process may open but few files, as long as nobody asks for more."""
+    port = free_port()
+    environ = {"VLLM_BASE_URL": f"{upstream.url}/v1", "TOKENIZER_PATH": str(model_folder)}
+    few = ["sh", "-c", 'ulimit -S -n 64 && exec "$@"', "sh", *command_of_the_image(port)]
+    with Server("gateway-files", few, environ, port, "/ready") as started:
+        started.wait_until_ready()
+        now, most = resource.prlimit(started.process.pid, resource.RLIMIT_NOFILE)
+    assert now >= min(most, 2000) > 64
 
 
 def test_several_workers_are_refused_by_one_line(model_folder: Path) -> None:
