@@ -1,13 +1,17 @@
 """Which part of a conversation goes to the model: pure functions of lengths and counts."""
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import cache
-from typing import Literal, TypedDict
+from typing import Literal, TypedDict, TypeVar
+
+import msgspec
 
 from app.errors import ContextTooLong
+
+T = TypeVar("T")
 
 
 class ChatMessage(TypedDict):
@@ -17,18 +21,59 @@ class ChatMessage(TypedDict):
     content: str
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """A committed turn: what the user said and what the model answered."""
+class Pair(msgspec.Struct, frozen=True, gc=False):
+    """A committed turn: what the user said and what the model answered.
 
-    user: str
-    assistant: str
+    Kept as UTF-8, because in a `str` one dash or smiley makes every letter take two or four bytes; and not looked at by
+    the garbage collector, which would take long over millions of them.
+    """
+
+    user_utf8: bytes
+    assistant_utf8: bytes
     finish_reason: str | None
+    tokens: int = 0
+    """A note of `PairwiseCounter`; 0: not counted yet."""
+
+    @staticmethod
+    def of(user: str, assistant: str, finish_reason: str | None) -> "Pair":
+        """A turn by its texts."""
+        return Pair(user.encode(), assistant.encode(), finish_reason and sys.intern(finish_reason))
+
+    @property
+    def user(self) -> str:
+        """What the user said."""
+        return self.user_utf8.decode()
+
+    @property
+    def assistant(self) -> str:
+        """What the model answered."""
+        return self.assistant_utf8.decode()
 
     @property
     def size_bytes(self) -> int:
         """UTF-8 length of all that is kept of it."""
-        return sum(len(text.encode()) for text in (self.user, self.assistant, self.finish_reason or ""))
+        return len(self.user_utf8) + len(self.assistant_utf8) + len((self.finish_reason or "").encode())
+
+
+@dataclass(frozen=True, slots=True)
+class Talk:
+    """A conversation of which a prompt is to be made.
+
+    Attributes:
+        system_prompt: empty means no system message.
+        pairs: its history, oldest first.
+        message: the user's new one.
+        folded: for models that know no system message: the first message of the user begins with its text.
+    """
+
+    system_prompt: str
+    pairs: Sequence[Pair]
+    message: str
+    folded: bool = False
+
+    def messages(self, start: int) -> list[ChatMessage]:
+        """What is sent without the first so many pairs."""
+        return conversation(self.system_prompt, self.pairs[start:], self.message, folded=self.folded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +98,8 @@ class Surplus:
 
     def of(self, counted: int) -> int:
         """How many more to expect in a prompt of `counted` tokens."""
+        if not self.tokens:
+            return 0
         return min(self.tokens, math.ceil(counted * (self.ratio - 1)))
 
     def taken_off(self, bound: int) -> int:
@@ -81,6 +128,8 @@ class Budget:
 
     def lowered_by(self, surplus: Surplus) -> "Budget":
         """The same in the gateway's own tokens, where vLLM counts more."""
+        if not surplus.tokens:
+            return self
         return replace(self, limit=surplus.taken_off(self.limit), target=surplus.taken_off(self.target))
 
     def too_long(self, needed: int, message: str) -> ContextTooLong:
@@ -145,7 +194,7 @@ def fit(pairs: int, start: int | None, allowed: Budget, count: Callable[[int], i
         start: of the last window. None: there was none; all pairs are wanted, and if not all fit, as after a cut.
         count: tokens of the prompt without the first so many pairs.
     """
-    count = cache(count)
+    count = remembered(count)
     if start is None:
         bare = Window(pairs, count(pairs))
         window = _widest(0, bare, allowed.limit, count)
@@ -165,6 +214,18 @@ def fit(pairs: int, start: int | None, allowed: Budget, count: Callable[[int], i
         if last.used <= allowed.limit:
             return last
     return window
+
+
+def remembered(function: Callable[[int], T]) -> Callable[[int], T]:
+    """Ask no number twice. A `functools.cache` for a moment costs more than it saves to make."""
+    known: dict[int, T] = {}
+
+    def look_up(number: int) -> T:
+        if number not in known:
+            known[number] = function(number)
+        return known[number]
+
+    return look_up
 
 
 def _widest(first: int, window: Window, bound: int, count: Callable[[int], int]) -> Window:

@@ -15,6 +15,10 @@ from pydantic import SecretStr
 from app.context import NO_SURPLUS, Pair, Surplus
 from app.errors import NothingToUndo, Overloaded, SessionBusy, SessionNotFound
 
+# How long the cleaner may keep everybody waiting at a time, and how many sessions it looks for meanwhile.
+_SWEEP_AT_ONCE_SECONDS = 0.002
+_SWEEP_AT_ONCE = 100
+
 
 class TurnInFlight(Protocol):
     """What a session knows of the turn that occupies it."""
@@ -39,6 +43,7 @@ class Session:
         forgotten_pairs: how many were removed from `pairs` to keep the text within its bound.
         surplus: what vLLM counted more of the last prompt than the gateway.
         turn: the one in flight.
+        public_id: an opaque stable name for logs and for `X-Session-Id`.
         expires_at: the store's clock, seconds.
     """
 
@@ -51,12 +56,12 @@ class Session:
     surplus: Surplus = NO_SURPLUS
     turn: TurnInFlight | None = None
     expires_at: float = 0.0
+    public_id: str = field(init=False)
     _text_bytes: int = 0
 
-    @property
-    def public_id(self) -> str:
-        """An opaque stable name for logs and for `X-Session-Id`; the secret cannot be told from it."""
-        return sha256(self.id.encode()).hexdigest()[:32]
+    def __post_init__(self) -> None:
+        """A hash, from which the secret cannot be told."""
+        self.public_id = sha256(self.id.encode()).hexdigest()[:32]
 
     def begin(self, turn: TurnInFlight) -> None:
         """Let a turn occupy the session.
@@ -207,13 +212,26 @@ class MemoryStore:
 
     async def sweep(self) -> int:
         """See SessionStore."""
+        removed = 0
+        while some := self._remove_some():
+            removed += some
+            await asyncio.sleep(0)
+        return removed
+
+    def _remove_some(self) -> int:
+        """Remove what has expired, the oldest first, for no longer than others may be kept waiting."""
+        end = time.perf_counter() + _SWEEP_AT_ONCE_SECONDS
         expired = []
         for session in self._sessions.values():
             if self._expired(session):
                 expired.append(session.id)
             elif session.turn is None:
                 break
-        for session_id in expired:
+            if len(expired) == _SWEEP_AT_ONCE:
+                break
+        for removed, session_id in enumerate(expired):
+            if time.perf_counter() > end:
+                return removed
             del self._sessions[session_id]
         return len(expired)
 

@@ -74,7 +74,7 @@ async def measure(folder: Path, size_tokens: int) -> None:
         for _ in range(TURNS):
             message = words(chooser, QUESTION_WORDS)
             await fit(message)
-            session.pairs.append(Pair(message, words(chooser, REPLY_WORDS), None))
+            session.pairs.append(Pair.of(message, words(chooser, REPLY_WORDS), None))
             seconds, prompt = await fit(words(chooser, QUESTION_WORDS))
             turns.append(seconds)
             session.pairs.pop()
@@ -93,7 +93,7 @@ def long_history(tokenizer: ChatTokenizer, tokens: int, chooser: random.Random) 
     """Pairs as default settings give them, until a prompt has so many tokens."""
     pairs: list[Pair] = []
     while tokens > TURN_TOKENS:
-        pair = Pair(words(chooser, QUESTION_WORDS), words(chooser, REPLY_WORDS), None)
+        pair = Pair.of(words(chooser, QUESTION_WORDS), words(chooser, REPLY_WORDS), None)
         tokens -= tokenizer.count_text(pair.user) + tokenizer.count_text(pair.assistant) + FRAME_TOKENS
         pairs.append(pair)
     return pairs

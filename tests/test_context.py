@@ -10,7 +10,7 @@ from app.context import NO_SURPLUS, Budget, Pair, Surplus, Window, budget, conve
 from app.errors import ContextTooLong
 
 texts = st.text(max_size=30)
-histories = st.lists(st.builds(Pair, texts, texts, st.just("stop")), max_size=12)
+histories = st.lists(st.builds(Pair.of, texts, texts, st.just("stop")), max_size=12)
 
 
 class Talk:

@@ -16,7 +16,7 @@ from tests.scripted_vllm import KEY, ScriptedVLLM
 from tests.test_docs import codes
 from tests.tokenizers_at_hand import count, ours
 
-PAIRS = [Pair("раз", "Ответ 1.", "stop"), Pair(" два\x00\n", "", "length")]
+PAIRS = [Pair.of("раз", "Ответ 1.", "stop"), Pair.of(" два\x00\n", "", "length")]
 
 
 def messages_of(pairs: list[Pair]) -> list[dict[str, Any]]:
@@ -32,7 +32,7 @@ def messages_of(pairs: list[Pair]) -> list[dict[str, Any]]:
 
 
 def numbered(count: int, length: int = 30) -> list[Pair]:
-    return [Pair(f"Вопрос {number}", "слово " * length, "stop") for number in range(count)]
+    return [Pair.of(f"Вопрос {number}", "слово " * length, "stop") for number in range(count)]
 
 
 def restored(gateway: Gateway, history: list[Any], **body: Any) -> tuple[SessionOf, Any]:
@@ -87,7 +87,7 @@ def test_without_a_history_nothing_is_counted(gateway: Gateway, body: dict[str, 
 
 def test_only_role_and_content_are_required(gateway: Gateway) -> None:
     session, _ = restored(gateway, [{"role": "user", "content": "а"}, {"role": "assistant", "content": "б"}])
-    assert session.ok("/history")["messages"] == messages_of([Pair("а", "б", None)])
+    assert session.ok("/history")["messages"] == messages_of([Pair.of("а", "б", None)])
 
 
 def test_what_history_shows_comes_back_as_it_was(gateway: Gateway) -> None:
@@ -95,7 +95,7 @@ def test_what_history_shows_comes_back_as_it_was(gateway: Gateway) -> None:
     reasons = st.none() | st.sampled_from(["stop", "length", "cancelled"]) | texts
 
     @settings(max_examples=40, deadline=None)
-    @given(st.lists(st.builds(Pair, texts.filter(bool), texts, reasons), max_size=5), texts)
+    @given(st.lists(st.builds(Pair.of, texts.filter(bool), texts, reasons), max_size=5), texts)
     def round_trip(pairs: list[Pair], system_prompt: str) -> None:
         first, context = restored(gateway, messages_of(pairs), system_prompt=system_prompt)
         shown = first.ok("/history")
@@ -157,7 +157,7 @@ def test_a_tiny_model_can_be_opened(gateway: Gateway, vllm: ScriptedVLLM, max_mo
 def test_the_oldest_pairs_over_the_bound_are_forgotten(start_gateway: StartGateway, vllm: ScriptedVLLM) -> None:
     prompt = "x" * 1000
     with start_gateway(max_request_bytes=1500, max_session_bytes=1500, default_system_prompt=prompt) as gateway:
-        pairs = [Pair(f"{number}" * 200, "да", None) for number in range(3)]
+        pairs = [Pair.of(f"{number}" * 200, "да", None) for number in range(3)]
         session, context = restored(gateway, messages_of(pairs))
         assert (context["history_pairs"], context["dropped_pairs"], context["forgotten_pairs"]) == (2, 0, 1)
         assert session.ok("/history")["messages"] == messages_of(pairs[1:])

@@ -111,6 +111,36 @@ async def test_expired_sessions_make_room_before_the_sweeper_comes(store: Memory
     assert await store.count() == 1
 
 
+async def test_others_go_on_while_many_sessions_are_removed(clock: Clock) -> None:
+    store = MemoryStore(ttl_seconds=600, max_sessions=2000, clock=clock)
+    for _ in range(2000):
+        await new_session(store)
+    clock.now += 601
+    rounds = 0
+
+    async def work() -> None:
+        nonlocal rounds
+        while True:
+            rounds += 1
+            await asyncio.sleep(0)
+
+    worker = asyncio.create_task(work())
+    await asyncio.sleep(0)
+    rounds = 0
+    assert await store.sweep() == 2000
+    worker.cancel()
+    assert rounds >= 10
+    assert await store.count() == 0
+
+
+async def test_a_turn_that_outlasts_its_session_is_passed_over_by_the_sweep(store: MemoryStore, clock: Clock) -> None:
+    sessions = [await new_session(store) for _ in range(3)]
+    sessions[0].begin(IdleTurn())
+    clock.now += 601
+    assert await store.sweep() == 2
+    assert await store.get(sessions[0].id) is sessions[0]
+
+
 async def test_removing_twice_is_no_error(store: MemoryStore) -> None:
     session = await new_session(store)
     await store.remove(session)
@@ -146,7 +176,7 @@ def test_undo_of_nothing() -> None:
 
 def test_a_session_does_not_show_its_secrets() -> None:
     session = Session(SecretStr("the-key"), "the prompt")
-    session.commit(Pair("the question", "the answer", "stop"), 0, 1000)
+    session.commit(Pair.of("the question", "the answer", "stop"), 0, 1000)
     shown = repr(session)
     for secret in ("the-key", "the prompt", "the question", "the answer", session.id):
         assert secret not in shown
@@ -170,10 +200,10 @@ def test_the_text_stays_within_its_bound_whatever_happens(steps: list[tuple[Any,
     for name, *arguments in steps:
         if name == "commit":
             user, assistant, dropped = arguments
-            session.commit(Pair(user, assistant, "stop"), min(dropped, len(session.pairs)), max_bytes)
+            session.commit(Pair.of(user, assistant, "stop"), min(dropped, len(session.pairs)), max_bytes)
             committed += 1
         elif name == "restore":
-            session.extend([Pair(text, text, None) for text in arguments[0]], max_bytes)
+            session.extend([Pair.of(text, text, None) for text in arguments[0]], max_bytes)
             committed += len(arguments[0])
         elif name == "prompt":
             session.set_system_prompt(arguments[0], max_bytes)
