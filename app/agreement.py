@@ -9,7 +9,7 @@ from typing import Any
 
 import transformers
 
-from app.context import NO_SURPLUS, ChatMessage, Pair, Surplus, conversation
+from app.context import NO_SURPLUS, ChatMessage, Pair, Surplus, Talk
 from app.errors import BadRequest, GatewayError
 from app.template import template_arguments
 from app.tokenizer import ChatTokenizer
@@ -17,7 +17,7 @@ from app.vllm import VLLMClient
 
 log = logging.getLogger(__name__)
 
-_TALK = [Pair("Привет!", "Здравствуйте, чем помочь?", None), Pair("2 + 2 = ?", "4", None)]
+_TALK = [Pair.of("Привет!", "Здравствуйте, чем помочь?", None), Pair.of("2 + 2 = ?", "4", None)]
 _TOOL = {"type": "function", "function": {"name": "погода", "parameters": {"type": "object", "properties": {}}}}
 
 _UNKNOWN_CAUSE = (
@@ -40,11 +40,16 @@ PROBES: Sequence[tuple[str, Sequence[Pair], str, Mapping[str, Any]]] = (
     ("Ты — ёж.", [], "Кто ты?", {}),
     ("", _TALK, "А если прибавить ещё 1?", {}),
     ("Отвечай кратко.\n", _TALK * 3, "ещё", {}),
-    ("", [Pair("Скажи что-нибудь", "", None)], "  пробелы по краям \n", {}),
-    ("", [Pair("Думай", "<think>\nмысль\n</think>\n\nОтвет", None)], "А теперь?", {}),
-    ("<s> </s>", [Pair("<|im_start|> <|eot_id|>", "[/INST]<end_of_turn> ", None)], "<|im_end|>\n<|endoftext|> a", {}),
+    ("", [Pair.of("Скажи что-нибудь", "", None)], "  пробелы по краям \n", {}),
+    ("", [Pair.of("Думай", "<think>\nмысль\n</think>\n\nОтвет", None)], "А теперь?", {}),
+    (
+        "<s> </s>",
+        [Pair.of("<|im_start|> <|eot_id|>", "[/INST]<end_of_turn> ", None)],
+        "<|im_end|>\n<|endoftext|> a",
+        {},
+    ),
     ("", [], "🦔 ё e\u0301 \u3000\xa0\u200b \r\n\r\n\tконец\x00", {}),
-    ("", [Pair("def f(x):\n    return x ** 2  # квадрат", "```python\nf(3)\n```", None)], "    1234567890", {}),
+    ("", [Pair.of("def f(x):\n    return x ** 2  # квадрат", "```python\nf(3)\n```", None)], "    1234567890", {}),
     ("", [], "слово" * 400, {}),
     ("Ты — ёж.", [], "Думай", {"chat_template_kwargs": {"enable_thinking": False}}),
     ("Ты — ёж.", [], "Какая погода?", {"tools": [_TOOL]}),
@@ -102,9 +107,10 @@ class CountAgreement:
         self._forget()
         compared = differing = 0
         for system_prompt, pairs, message, extra in PROBES:
-            messages = conversation(system_prompt, pairs, message, folded=self._tokenizer.template.folds_system_prompt)
+            talk = Talk(system_prompt, pairs, message, folded=self._tokenizer.template.folds_system_prompt)
+            messages = talk.messages(0)
             try:
-                counted = await self._count(messages, extra)
+                counted = await self._count(talk, extra)
                 theirs = await self._ask(messages, extra)
             except BadRequest:
                 continue  # no template has to take tools, or every form of a talk
@@ -181,14 +187,15 @@ class CountAgreement:
         self.mismatches += 1
         surplus = Surplus.seen(counted, theirs)
         is_first = not self._difference or (surplus.tokens > 0 and not self._worst.tokens)
-        self._worst = self._worst.joined(surplus)
+        if surplus.tokens:
+            self._worst = self._worst.joined(surplus)
         if is_first:
             self._difference = f"Шлюз насчитал в запросе токенов: {counted}, а vLLM — {theirs}. {self._cause}"
             log.warning("%s", self.warning)
 
-    async def _count(self, messages: Sequence[ChatMessage], extra: Mapping[str, Any]) -> int:
-        count = self._tokenizer.counter(extra, self._vllm.schema, sys.maxsize)
-        return await self._tokenizer.in_thread(partial(count, messages))
+    async def _count(self, talk: Talk, extra: Mapping[str, Any]) -> int:
+        schema = self._vllm.schema
+        return await self._tokenizer.counting(talk, lambda count: count(0), extra, schema, sys.maxsize)
 
     async def _ask(self, messages: Sequence[ChatMessage], extra: Mapping[str, Any]) -> int:
         arguments = template_arguments(extra, self._vllm.schema)

@@ -1,6 +1,7 @@
 """Counting the tokens of a text that is mostly the same as the last time."""
 
 import re
+import sys
 from collections.abc import Iterator, Sequence
 
 from tokenizers import AddedToken, Tokenizer
@@ -8,6 +9,10 @@ from tokenizers import AddedToken, Tokenizer
 SAMPLE_PAIRS = 4
 # White space as tokenizers strips it beside a token: Unicode's White_Space. Python's own notion has four more.
 _WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
+
+
+class TooMuchNew(Exception):
+    """More is to be encoded than was allowed."""
 
 
 class ChunkCounter:
@@ -47,33 +52,45 @@ class ChunkCounter:
                 break
             self.boundary = None
 
-    def count(self, text: str) -> int:
-        """Tokens of a text. Blocks while it encodes what is new in it."""
+    def count(self, text: str, at_most_new: int = sys.maxsize, *, followed: bool = False) -> int:
+        """Tokens of a text. Blocks while it encodes what is new in it.
+
+        Args:
+            text: any.
+            at_most_new: characters that may be encoded.
+            followed: it is a part of a longer text that goes on with the boundary.
+
+        Raises:
+            TooMuchNew: that is more than so many characters; nothing was encoded.
+        """
         if self.boundary is None:
-            return self._encode([text])[0]
+            return self._encode([text], at_most_new)[0]
         pieces = text.split(self.boundary)
         if self._swallows_space_before:
-            pieces[:-1] = [piece.rstrip(_WHITE_SPACE) for piece in pieces[:-1]]
+            end = None if followed else -1
+            pieces[:end] = [piece.rstrip(_WHITE_SPACE) for piece in pieces[:end]]
         keys = list(map(hash, pieces))
         keys[0] = hash((pieces[0],))  # the same text is another chunk where no boundary stands before it
         try:
             return sum(map(self._recent.__getitem__, keys))
         except KeyError:
-            return sum(self._count_missing(pieces, keys))
+            return sum(self._count_missing(pieces, keys, at_most_new))
 
-    def _count_missing(self, pieces: list[str], keys: list[int]) -> list[int]:
+    def _count_missing(self, pieces: list[str], keys: list[int], at_most_new: int) -> list[int]:
         """Counts by key, of which some are not among the recent ones."""
         known = {key: count for key in keys if (count := self._recent.get(key, self._older.get(key))) is not None}
         missing = {key: number for number, key in enumerate(keys) if key not in known}
         chunks = [f"{self.boundary}{pieces[number]}" if number else pieces[0] for number in missing.values()]
-        known.update(zip(missing, self._encode(chunks), strict=True))
+        known.update(zip(missing, self._encode(chunks, at_most_new), strict=True))
         if len(self._recent) + len(known) > self._remembered:
             self._older, self._recent = self._recent, {}
         self._recent.update(known)
         return [known[key] for key in keys]
 
-    def _encode(self, texts: list[str]) -> list[int]:
+    def _encode(self, texts: list[str], at_most: int = sys.maxsize) -> list[int]:
         """Tokens of each text; lets other threads run meanwhile."""
+        if sum(map(len, texts)) > at_most:
+            raise TooMuchNew
         return [len(encoded) for encoded in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from app.agreement import CountAgreement, Needed
 from app.config import Settings
-from app.context import Budget, ChatMessage, Surplus, Window, budget, conversation, fit
+from app.context import Budget, ChatMessage, Surplus, Talk, Window, budget, fit
 from app.sessions import Session
 from app.tokenizer import ChatTokenizer
 from app.vllm import VLLMClient
@@ -77,24 +77,22 @@ class Prompts:
             ContextTooLong: the system prompt and the message alone are over the limit.
             UpstreamRejected: the model's chat template refuses the conversation.
         """
-        system_prompt, pairs = session.system_prompt, tuple(session.pairs)
         folded = self._tokenizer.template.folds_system_prompt
-        count_tokens = self._tokenizer.counter(extra, self._vllm.schema, allowed.max_prompt_tokens)
-
-        def messages(start: int) -> list[ChatMessage]:
-            return conversation(system_prompt, pairs[start:], message, folded=folded)
+        talk = Talk(session.system_prompt, tuple(session.pairs), message, folded=folded)
+        stored = len(talk.pairs)
 
         async def fit_into(allowed: Budget, start: int | None) -> tuple[Window, list[ChatMessage], Needed]:
-            work = partial(fit, len(pairs), start, allowed, lambda start: count_tokens(messages(start)))
-            window = await self._tokenizer.in_thread(work)
-            sent = messages(window.start)
+            work = partial(fit, stored, start, allowed)
+            schema, max_prompt_tokens = self._vllm.schema, allowed.max_prompt_tokens
+            window = await self._tokenizer.counting(talk, work, extra, schema, max_prompt_tokens)
+            sent = talk.messages(window.start)
             return window, sent, await self.agreement.needed(sent, extra, window.used)
 
         surplus = self.agreement.expected(session.surplus)
         window, sent, needed = await fit_into(allowed.lowered_by(surplus), start)
-        while needed.tokens > allowed.limit and window.start < len(pairs):
+        while needed.tokens > allowed.limit and window.start < stored:
             surplus = Surplus.seen(needed.counted, needed.tokens)
             window, sent, needed = await fit_into(allowed.lowered_by(surplus), window.start)
         if needed.tokens > allowed.limit:
             raise allowed.too_long(needed.tokens, message)
-        return Prompt(sent, needed, allowed.limit, len(pairs) - window.start, window.start)
+        return Prompt(sent, needed, allowed.limit, stored - window.start, window.start)

@@ -15,6 +15,7 @@ from transformers.utils.chat_template_utils import _compile_jinja_template, rend
 
 from app.context import ChatMessage, Pair, conversation
 from app.errors import UpstreamRejected
+from app.pattern import TalkPattern
 from app.vllm import RequestSchema
 
 TEMPLATE_PARAMETERS = frozenset(
@@ -39,7 +40,7 @@ _DICT_ATTRIBUTES = frozenset(dir(dict))
 _UNSET = (None, "auto")
 
 _SYSTEM = "probe-system"
-_PAIR = Pair("probe-question", "probe-reply", None)
+_PAIR = Pair.of("probe-question", "probe-reply", None)
 _MESSAGE = "probe-message"
 _NAMES = {_PAIR.user: "прежние вопросы", _PAIR.assistant: "прежние ответы", _MESSAGE: "новое сообщение"}
 
@@ -50,6 +51,7 @@ class ChatTemplate:
     Attributes:
         folds_system_prompt: a system message would be refused or lost, so the prompt goes before the first question.
         warnings: what the model will not see of a conversation, in Russian.
+        pattern: what it makes of talks without further arguments, as far as that could be learnt.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -69,7 +71,10 @@ class ChatTemplate:
             raise UpstreamRejected(f"В нём ошибка: {one_line(exc)}") from exc
         self.folds_system_prompt = False
         self.warnings: list[str] = []
+        self.pattern: TalkPattern | None = None
         self._try_out()
+        if not self._plain.takes_parts:
+            self.pattern = TalkPattern(self._plain.tree, lambda messages: self.render(messages, {}))
 
     def render(self, messages: Sequence[ChatMessage], arguments: Mapping[str, Any]) -> str:
         """The text of messages, oldest first, generation prompt included.
@@ -81,6 +86,10 @@ class ChatTemplate:
         Raises:
             UpstreamRejected: the template refuses these messages, as vLLM's will.
         """
+        if not arguments and self.pattern is not None:
+            text = self.pattern.render(messages)
+            if text is not None:
+                return text
         renderer = self._plain if arguments.get("tools") is None else self._with_tools
         try:
             return renderer.render(messages, arguments)
@@ -119,17 +128,23 @@ class ChatTemplate:
 
 
 class _Renderer:
-    """One template, compiled; it may be given the contents of messages as text or as lists of parts."""
+    """One template, compiled; it may be given the contents of messages as text or as lists of parts.
+
+    Attributes:
+        tree: its syntax.
+        takes_parts: it is given lists of parts.
+    """
 
     def __init__(self, source: str, special_tokens: Mapping[str, Any]) -> None:
         self._template = _compile(source)
+        self.tree = self._template.environment.parse(source)
         self._special_tokens = special_tokens
-        self._takes_parts = False
-        self._takes_parts = self._finds_text_in_parts()
+        self.takes_parts = False
+        self.takes_parts = self._finds_text_in_parts()
 
     def render(self, messages: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any]) -> str:
         """As `apply_chat_template` of transformers does, without its checks of what is right here."""
-        if self._takes_parts:
+        if self.takes_parts:
             messages = [_in_parts(message) for message in messages]
         given = {"tools": None, "documents": None, **self._special_tokens, **arguments}
         return self._template.render(messages=messages, add_generation_prompt=True, **given)

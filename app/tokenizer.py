@@ -3,8 +3,10 @@
 import asyncio
 import logging
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,17 +14,24 @@ from typing import Any, TypeVar
 import transformers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from app.chunks import ChunkCounter
+from app.chunks import ChunkCounter, TooMuchNew
 from app.config import ConfigError
-from app.context import ChatMessage, Pair, conversation
+from app.context import ChatMessage, Pair, Talk, conversation
 from app.errors import UpstreamRejected
 from app.model_folder import unusable_files
+from app.pairwise import NotPairwise, PairwiseCounter
 from app.template import ChatTemplate, one_line, template_arguments
 from app.vllm import RequestSchema
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+CountFrom = Callable[[int], int]
+
+# Some 2 ms of rendering and as much of encoding, which is when the way to a thread and back begins to pay.
+_AT_ONCE_MESSAGES = 300
+_AT_ONCE_CHARACTERS = 150_000
+_AT_ONCE_NEW_CHARACTERS = 3_000
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json", "vocab.txt", "spiece.model")
 _SAMPLE_TEXTS = [
@@ -31,6 +40,25 @@ _SAMPLE_TEXTS = [
     ("\n\n" + "очень" * 40, "def f(x):\n    return x  # 1234567"),
     (" ", "e\u0301 \u3000\u200b"),
 ]
+
+
+class _TakesLong(Exception):
+    """More is to be counted than the event loop should wait for."""
+
+
+class _Allowance:
+    """How much may still be rendered at once."""
+
+    def __init__(self) -> None:
+        self._messages = _AT_ONCE_MESSAGES
+        self._characters = _AT_ONCE_CHARACTERS
+
+    def take(self, messages: Sequence[ChatMessage]) -> None:
+        """Raises _TakesLong where these are too many."""
+        self._messages -= len(messages)
+        self._characters -= sum([len(message["content"]) for message in messages])
+        if self._messages < 0 or self._characters < 0:
+            raise _TakesLong
 
 
 class ChatTokenizer:
@@ -58,6 +86,9 @@ class ChatTokenizer:
             backend.no_truncation()
             backend.no_padding()
             self._chunks = ChunkCounter(backend, self._samples())
+        self._pairwise: PairwiseCounter | None = None
+        if self._chunks is not None and template.pattern is not None:
+            self._pairwise = PairwiseCounter(template.pattern, self._chunks, self._longest_token)
         if self._chunks is None or self._chunks.boundary is None:
             self.warnings.append(
                 "Токены этой модели приходится считать каждый раз по всему разговору: в её шаблоне нет токена, по "
@@ -119,38 +150,73 @@ class ChatTokenizer:
         """Let the threads go."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def counter(
-        self, extra: Mapping[str, Any], schema: RequestSchema, max_prompt_tokens: int
-    ) -> Callable[[Sequence[ChatMessage]], int]:
-        """A function that counts the prompt tokens of messages; it blocks: call it in a thread.
+    async def counting(
+        self,
+        talk: Talk,
+        work: Callable[[CountFrom], T],
+        extra: Mapping[str, Any],
+        schema: RequestSchema,
+        max_prompt_tokens: int,
+    ) -> T:
+        """Run work that counts prompt tokens: at once where that is short, else in a thread.
 
         Args:
+            talk: what is to be counted.
+            work: is given a function that counts the talk without its first so many pairs; may be begun again.
             extra: further fields of the request to vLLM; those that change the prompt are rendered.
             schema: the form of vLLM's requests.
             max_prompt_tokens: what vLLM takes. A text with too many characters for that counts as the fewest tokens
                 that could hold them, because vLLM refuses it without a look at its tokens.
-        """
-        return partial(self._count, template_arguments(extra, schema), max_prompt_tokens)
-
-    def _count(self, arguments: Mapping[str, Any], max_prompt_tokens: int, messages: Sequence[ChatMessage]) -> int:
-        """Prompt tokens of `messages`, generation prompt included.
 
         Raises:
-            UpstreamRejected: the chat template refuses these messages, as vLLM's will.
+            UpstreamRejected: the chat template refuses the messages, as vLLM's will.
         """
+        arguments = template_arguments(extra, schema)
+
+        def whole(start: int) -> int:
+            return self._count(arguments, max_prompt_tokens, talk.messages(start))
+
+        if arguments:
+            return await self.in_thread(partial(work, whole))
+        if self._pairwise is not None:
+            pair_by_pair = partial(self._pairwise.count, talk)
+            with suppress(NotPairwise):
+                with suppress(TooMuchNew):
+                    return work(partial(pair_by_pair, at_most_new=_AT_ONCE_NEW_CHARACTERS))
+                return await self.in_thread(partial(work, partial(pair_by_pair, at_most_new=sys.maxsize)))
+        with suppress(_TakesLong, TooMuchNew):
+            return work(partial(self._count_at_once, _Allowance(), max_prompt_tokens, talk))
+        return await self.in_thread(partial(work, whole))
+
+    def _count_at_once(self, allowance: "_Allowance", max_prompt_tokens: int, talk: Talk, start: int) -> int:
+        """As `_count`, but raises where it would hold up the event loop for long."""
+        messages = talk.messages(start)
+        allowance.take(messages)
+        return self._count({}, max_prompt_tokens, messages, _AT_ONCE_NEW_CHARACTERS)
+
+    def _count(
+        self,
+        arguments: Mapping[str, Any],
+        max_prompt_tokens: int,
+        messages: Sequence[ChatMessage],
+        at_most_new: int = sys.maxsize,
+    ) -> int:
+        """Prompt tokens of `messages`, generation prompt included."""
         text = self.template.render(messages, arguments)
         fewest = -(-len(text) // self._longest_token)
-        return fewest if fewest > max_prompt_tokens else self.count_text(text)
+        return fewest if fewest > max_prompt_tokens else self.count_text(text, at_most_new)
 
-    def count_text(self, text: str) -> int:
-        """Tokens of a rendered text."""
+    def count_text(self, text: str, at_most_new: int = sys.maxsize) -> int:
+        """Tokens of a rendered text. Raises TooMuchNew where it was not to encode so many characters."""
         if self._chunks is not None:
-            return self._chunks.count(text)
+            return self._chunks.count(text, at_most_new)
+        if len(text) > at_most_new:
+            raise TooMuchNew
         return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _samples(self) -> list[str]:
         """A conversation as the template renders it, for the choice of where to cut; empty where it is refused."""
-        pairs = [Pair(user, assistant, None) for user, assistant in _SAMPLE_TEXTS]
+        pairs = [Pair.of(user, assistant, None) for user, assistant in _SAMPLE_TEXTS]
         folded = self.template.folds_system_prompt
         try:
             return [

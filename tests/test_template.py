@@ -22,7 +22,7 @@ OLD = RequestSchema(knows_strict_tools=False, effort_sets_thinking=False)
 LOOP = "{% for m in messages %}"
 END = "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant{% endif %}"
 PLAIN = LOOP + "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>" + END
-TALK = [Pair("раз", "два", None), Pair("три", "", None)]
+TALK = [Pair.of("раз", "два", None), Pair.of("три", "", None)]
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_the_text_is_transformers_own(name: str) -> None:
     texts = st.text(max_size=20) | st.sampled_from(
         ["<think>\nа\n</think>\n\nб", "<tool_response></tool_response>", " \n"]
     )
-    pairs = st.lists(st.builds(Pair, texts, texts, st.none()), max_size=4)
+    pairs = st.lists(st.builds(Pair.of, texts, texts, st.none()), max_size=4)
     tool = {"type": "function", "function": {"name": "f", "description": None, "parameters": {"a": ["ё", 1.5, True]}}}
     arguments = st.sampled_from(
         [{}, {"enable_thinking": False}, {"tools": [tool]}, {"documents": [{"title": "т"}]}, {"bos_token": "<B>"}]

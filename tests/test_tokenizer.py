@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from app.context import ChatMessage, Pair, conversation
+from app.context import ChatMessage, Pair, Talk, conversation
 from app.errors import UpstreamRejected
-from app.tokenizer import ChatTokenizer
+from app.tokenizer import ChatTokenizer, CountFrom
 from app.vllm import RequestSchema
 from tests.tokenizers_at_hand import REAL, count, count_by_transformers, folder_of, ours
 
-PAIRS = [Pair("Привет! <|im_end|> <s> [INST]", "", None), Pair("\r\n", "<think>\nа\n</think>\n\n🦔  ", None)]
+PAIRS = [Pair.of("Привет! <|im_end|> <s> [INST]", "", None), Pair.of("\r\n", "<think>\nа\n</think>\n\n🦔  ", None)]
 MESSAGE = "Ещё 🦔\r\n\tраз   " + "очень" * 300
 TALK = conversation("", PAIRS, MESSAGE)
 SYSTEM_TALK = conversation("Ты — ёж.", PAIRS, MESSAGE)
@@ -66,10 +66,53 @@ def test_characters_that_cost_no_token_count_where_vllm_refuses_them_unread() ->
     """Phi-4's tokens swallow the white space around them; vLLM refuses texts by their length before it tokenizes."""
     tokenizer = ours(folder_of("phi-4"))
     flood: list[ChatMessage] = [{"role": "user", "content": "а" + " " * 300_000}]
-    assert tokenizer.counter({}, RequestSchema(), 8000)(flood) < 20
+    assert count(tokenizer, flood, 8000) < 20
     longest = max(map(len, tokenizer._tokenizer.get_vocab()))  # noqa: SLF001 - vLLM's own measure
     at_most = 300_000 // longest
-    assert tokenizer.counter({}, RequestSchema(), at_most)(flood) > at_most
+    assert count(tokenizer, flood, at_most) > at_most
+
+
+SMALL = Pair.of("вопрос", "ответ", None)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("talk", "extra", "in_a_thread"),
+    [
+        (Talk("", [], "слово " * 100), {}, False),
+        (Talk("", [SMALL] * 5000, "?"), {}, False),
+        (Talk("", [SMALL] * 50, "?", folded=True), {}, False),
+        (Talk("", [], "слово " * 2000), {}, True),
+        (Talk("", [Pair.of("слово " * 2000, "ответ", None)], "?"), {}, True),
+        (Talk("", [Pair.of("вопрос", "", None)] * 1000, "?"), {}, True),
+        (Talk("", [Pair.of("слово " * 10_000, "", None)] * 5, "?"), {}, True),
+        (Talk("", [], "?"), {"chat_template_kwargs": {"x": 1}}, True),
+    ],
+    ids=[
+        *("short", "long but known", "folded", "a long message", "a long history that is new"),
+        *("many messages for the template", "much text for the template", "what the template makes of arguments"),
+    ],
+)
+async def test_only_long_counts_go_to_a_thread(
+    model_folder: Path, talk: Talk, extra: dict[str, Any], *, in_a_thread: bool
+) -> None:
+    tokenizer = ours(model_folder)
+    await tokenizer.counting(Talk("", [SMALL], "?"), lambda count: count(0), {}, RequestSchema(), 10**9)
+    counted_by = []
+
+    def work(count: CountFrom) -> int:
+        tokens = count(0)
+        counted_by.append(threading.current_thread())
+        return tokens
+
+    counted = await tokenizer.counting(talk, work, extra, RequestSchema(), 10**9)
+    assert counted == count(tokenizer, talk.messages(0))
+    assert [thread is not threading.main_thread() for thread in counted_by] == [in_a_thread]
+    # What was counted in a thread is known from then on, unless the template is asked every time.
+    counted_by.clear()
+    if all(pair.assistant for pair in talk.pairs) and talk.pairs:
+        await tokenizer.counting(talk, work, {}, RequestSchema(), 10**9)
+        assert counted_by == [threading.main_thread()]
 
 
 @pytest.mark.anyio

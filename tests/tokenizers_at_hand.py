@@ -9,6 +9,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from app.context import ChatMessage
+from app.template import template_arguments
 from app.tokenizer import ChatTokenizer
 from app.vllm import RequestSchema
 from tests.conftest import SHARED_TOKENIZERS
@@ -27,9 +28,12 @@ def ours(folder: Path) -> ChatTokenizer:
     return ChatTokenizer.load(str(folder))
 
 
-def count(tokenizer: ChatTokenizer, messages: Sequence[ChatMessage], **extra: Any) -> int:
-    """Tokens of a prompt by the gateway's tokenizer, whatever the model's length."""
-    return tokenizer.counter(extra, RequestSchema(), sys.maxsize)(messages)
+def count(
+    tokenizer: ChatTokenizer, messages: Sequence[ChatMessage], max_prompt_tokens: int = sys.maxsize, **extra: Any
+) -> int:
+    """Tokens of a prompt by the gateway's tokenizer."""
+    arguments = template_arguments(extra, RequestSchema())
+    return tokenizer._count(arguments, max_prompt_tokens, messages)  # noqa: SLF001 - without an event loop
 
 
 @cache

@@ -16,7 +16,7 @@ from tests.test_deploy import CHOICES, arguments
 
 PYTHON_OF_THE_BASE = {"default": "3.11", "newer": "3.12"}
 PAIRS = {"default": arguments("Dockerfile.vllm"), "newer": CHOICES}
-COUNTING = ["tests/test_chunks.py", "tests/test_template.py", "tests/test_tokenizer.py"]
+COUNTING = [f"tests/test_{name}.py" for name in ("chunks", "template", "pattern", "pairwise", "tokenizer")]
 
 
 def pins_of_the_gateway(vllm_version: str) -> dict[str, str]:
