@@ -1,5 +1,6 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo up down logs ps gateway test lint bench clean
@@ -51,8 +52,10 @@ lint: ## проверить стиль, формат и типы
 	@.venv/bin/hadolint Dockerfile Dockerfile.vllm
 	@.venv/bin/shellcheck .ci/run
 
-bench: ## измерить остановку ответа, его показ в терминале, счёт токенов и попадание начала запроса в кэш vLLM
+bench: ## измерить, сколько добавляет шлюз, остановку ответа, его показ, счёт токенов, память и кэш vLLM
 	@$(PYTHON) -m demo.environments gateway vllm
+	@.venv/bin/python -m bench.overhead $(BENCH_ARGS)
+	@.venv/bin/python -m bench.soak
 	@.venv/bin/python -m bench.cancel
 	@.venv/bin/python -m bench.rendering
 	@.venv/bin/python -m bench.context
