@@ -3,16 +3,16 @@
 from typing import cast
 
 from pydantic import ValidationError
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.chat import Chat
-from app.middleware import header
+from app.middleware import beginning_with, header
 from app.schemas import ChatBody
 from app.streaming import turn_response
 
 
 class DirectChat:
-    """Runs turns without the framework's routing and dependencies, which cost as much as the rest of a turn.
+    """Runs turns without the framework's routing and dependencies, which cost a turn more than they give it.
 
     It takes only what is as it should be. Everything else goes the usual way, which finds what is wrong and says so;
     from there comes the description of the endpoint too.
@@ -31,7 +31,7 @@ class DirectChat:
         try:
             body = ChatBody.model_validate_json(first["body"])
         except ValidationError:
-            await self._app(scope, _again(first, receive), send)
+            await self._app(scope, beginning_with(first, receive), send)
             return
         state = scope["state"]
         await turn_response(body, cast(Chat, state["chat"]), state["request_id"])(scope, receive, send)
@@ -40,17 +40,3 @@ class DirectChat:
 def says_json(scope: Scope) -> bool:
     """Whether a request's headers announce a body in JSON."""
     return header(scope, b"content-type").partition(b";")[0].strip().lower() == b"application/json"
-
-
-def _again(first: Message, receive: Receive) -> Receive:
-    """A `receive` that begins with a message which was read already."""
-    unread: Message | None = first
-
-    async def receive_again() -> Message:
-        nonlocal unread
-        if unread is None:
-            return await receive()
-        message, unread = unread, None
-        return message
-
-    return receive_again

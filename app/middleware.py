@@ -38,6 +38,20 @@ def header(scope: Scope, name: bytes) -> bytes:
     return next((value for key, value in scope["headers"] if key == name), b"")
 
 
+def beginning_with(message: Message, receive: Receive) -> Receive:
+    """A `receive` whose first message was read already."""
+    first: Message | None = message
+
+    async def receive_first() -> Message:
+        nonlocal first
+        if first is None:
+            return await receive()
+        message, first = first, None
+        return message
+
+    return receive_first
+
+
 class RequestId:
     """Gives every request an id: the client's X-Request-Id if it is a sane one, else a new one; returns it."""
 
@@ -129,16 +143,8 @@ class BodyLimit:
             more = message.get("more_body", False)
             if len(body) > self._max_bytes:
                 raise self._too_large()
-        whole: Message | None = {"type": "http.request", "body": bytes(body), "more_body": False}
-
-        async def receive_whole() -> Message:
-            nonlocal whole
-            if whole is None:
-                return await receive()
-            message, whole = whole, None
-            return message
-
-        await self._app(scope, receive_whole, send)
+        whole = {"type": "http.request", "body": bytes(body), "more_body": False}
+        await self._app(scope, beginning_with(whole, receive), send)
 
     def _too_large(self) -> RequestTooLarge:
         return RequestTooLarge(
