@@ -1,0 +1,57 @@
+"""What bench.overhead measures with: the load, its talks and the upstream understand each other and the gateway."""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import anyio
+import pytest
+
+from bench.load import BadAnswer, Connection, opened
+from bench.quick_vllm import serve
+from bench.talks import CompletionsTalk, GatewayTalk, ResponsesTalk, Talk
+from demo.stand import free_port
+from tests.conftest import gateways_before
+
+pytestmark = pytest.mark.anyio
+
+
+async def lead(url: str, talk_with: Callable[[Connection], Talk]) -> None:
+    """A talk of every kind of turn; every token of a stream is seen once."""
+    [connection] = await opened(url, 1)
+    talk = talk_with(connection)
+    for _ in range(2):
+        await talk.begin()
+        for _ in range(3):
+            await talk.turn()
+        await talk.stream(20)
+        assert connection.events == 20
+        assert 1 <= len(connection.arrivals) <= 20
+    with pytest.raises(BadAnswer):
+        await connection.get("/nothing")
+    connection.close()
+
+
+async def listening(url: str) -> None:
+    with anyio.fail_after(10):
+        while True:
+            with suppress(ConnectionError):
+                [connection] = await opened(url, 1)
+                connection.close()
+                return
+            await asyncio.sleep(0.01)
+
+
+async def test_talks(model_folder: Path) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    upstream = asyncio.create_task(serve(port))
+    try:
+        await listening(url)
+        await lead(url, CompletionsTalk)
+        await lead(url, ResponsesTalk)
+        with gateways_before(url, model_folder)() as gateway:
+            await lead(gateway.url, GatewayTalk)
+    finally:
+        upstream.cancel()
