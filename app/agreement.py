@@ -17,7 +17,7 @@ from app.vllm import VLLMClient
 
 log = logging.getLogger(__name__)
 
-_TALK = [Pair.of("Привет!", "Здравствуйте, чем помочь?", None), Pair.of("2 + 2 = ?", "4", None)]
+_TALK = [("Привет!", "Здравствуйте, чем помочь?"), ("2 + 2 = ?", "4")]
 _TOOL = {"type": "function", "function": {"name": "погода", "parameters": {"type": "object", "properties": {}}}}
 
 _UNKNOWN_CAUSE = (
@@ -34,22 +34,22 @@ _KEEPS_A_MARGIN = (
 )
 _WASTES_ROOM = "Запросы помещаются, но место в контексте используется не до конца."
 
-# System prompt, pairs, message, extra: what chat templates and tokenizers are known to differ in.
-PROBES: Sequence[tuple[str, Sequence[Pair], str, Mapping[str, Any]]] = (
+# System prompt, questions and answers, message, extra: what chat templates and tokenizers are known to differ in.
+PROBES: Sequence[tuple[str, Sequence[tuple[str, str]], str, Mapping[str, Any]]] = (
     ("", [], "Привет", {}),
     ("Ты — ёж.", [], "Кто ты?", {}),
     ("", _TALK, "А если прибавить ещё 1?", {}),
     ("Отвечай кратко.\n", _TALK * 3, "ещё", {}),
-    ("", [Pair.of("Скажи что-нибудь", "", None)], "  пробелы по краям \n", {}),
-    ("", [Pair.of("Думай", "<think>\nмысль\n</think>\n\nОтвет", None)], "А теперь?", {}),
+    ("", [("Скажи что-нибудь", "")], "  пробелы по краям \n", {}),
+    ("", [("Думай", "<think>\nмысль\n</think>\n\nОтвет")], "А теперь?", {}),
     (
         "<s> </s>",
-        [Pair.of("<|im_start|> <|eot_id|>", "[/INST]<end_of_turn> ", None)],
+        [("<|im_start|> <|eot_id|>", "[/INST]<end_of_turn> ")],
         "<|im_end|>\n<|endoftext|> a",
         {},
     ),
     ("", [], "🦔 ё e\u0301 \u3000\xa0\u200b \r\n\r\n\tконец\x00", {}),
-    ("", [Pair.of("def f(x):\n    return x ** 2  # квадрат", "```python\nf(3)\n```", None)], "    1234567890", {}),
+    ("", [("def f(x):\n    return x ** 2  # квадрат", "```python\nf(3)\n```")], "    1234567890", {}),
     ("", [], "слово" * 400, {}),
     ("Ты — ёж.", [], "Думай", {"chat_template_kwargs": {"enable_thinking": False}}),
     ("Ты — ёж.", [], "Какая погода?", {"tools": [_TOOL]}),
@@ -106,7 +106,8 @@ class CountAgreement:
         """Compare a dozen conversations with a vLLM that has just come; what was known of the last one is forgotten."""
         self._forget()
         compared = differing = 0
-        for system_prompt, pairs, message, extra in PROBES:
+        for system_prompt, texts, message, extra in PROBES:
+            pairs = [Pair.of(user, assistant, None) for user, assistant in texts]
             talk = Talk(system_prompt, pairs, message, folded=self._tokenizer.template.folds_system_prompt)
             messages = talk.messages(0)
             try:

@@ -44,7 +44,10 @@ class PairwiseCounter:
         self._longest_token = longest_token
         boundary = chunks.boundary
         uniform = {} if boundary is None or chunks.count("") else pattern.uniform()
-        self._cuts = {has_system: _Cut.of(form, boundary) for has_system, form in uniform.items() if boundary}
+        cuts = {has_system: _Cut.of(form, boundary) for has_system, form in uniform.items() if boundary}
+        # A system prompt may come and go in a talk: what is noted of its pairs then has to hold in either form.
+        blocks = {(cut.after, cut.form.reply, cut.before) for cut in cuts.values() if cut is not None}
+        self._cuts = cuts if len(blocks) == 1 else {}
 
     def count(self, talk: Talk, start: int, at_most_new: int) -> int:
         """Prompt tokens of a talk without its first pairs, generation prompt included.

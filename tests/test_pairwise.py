@@ -79,6 +79,8 @@ PARTS = {
     "no boundary between pairs": "<|im_start|>{% for m in messages %}{{ m.content }}|{% endfor %}",
     "other words after the first": "{% for m in messages %}{{ '<|im_end|>' if loop.first else '<|im_start|>' }}"
     "{{ m.content }}{% endfor %}",
+    "other words under a system message": "{% for m in messages %}<|im_start|>{{ m.content }}"
+    "{{ '!' if messages[0].role == 'system' }}{% endfor %}",
     "other words at the end": "{% for m in messages %}{{ '!' if loop.revindex < 3 }}<|im_start|>{{ m.content }}"
     "{% endfor %}",
 }  # fmt: skip
