@@ -6,32 +6,44 @@ from pydantic import ValidationError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.chat import Chat
-from app.middleware import beginning_with, header
+from app.middleware import ErrorBoundary, RequestId, beginning_with, header, read_body
 from app.schemas import ChatBody
 from app.streaming import turn_response
 
 
 class DirectChat:
-    """Runs turns without the framework's routing and dependencies, which cost a turn more than they give it.
+    """Runs turns without the framework's middleware, routing and dependencies, which cost more than they give here.
 
-    It takes only what is as it should be. Everything else goes the usual way, which finds what is wrong and says so;
-    from there comes the description of the endpoint too.
+    Every event of a stream goes through all that surrounds its turn. This way takes only what is as it should be, and
+    from no page of another origin. Everything else goes the usual way, which finds what is wrong and says so; from
+    there comes the description of the endpoint too.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        """`app` is the usual way."""
-        self._app = app
+    def __init__(self, usual: ASGIApp, max_bytes: int) -> None:
+        """`usual` is the whole application, `max_bytes` the bound on a body."""
+        self._usual = usual
+        self._direct = RequestId(ErrorBoundary(self._chat))
+        self._max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Expects the whole body in one message, as `BodyLimit` gives it."""
-        if scope["type"] != "http" or scope["path"] != "/chat" or scope["method"] != "POST" or not says_json(scope):
-            await self._app(scope, receive, send)
+        """Decide by what is known before the body."""
+        direct = (
+            scope["type"] == "http"
+            and scope["path"] == "/chat"
+            and scope["method"] == "POST"
+            and says_json(scope)
+            and not header(scope, b"origin")
+        )
+        await (self._direct if direct else self._usual)(scope, receive, send)
+
+    async def _chat(self, scope: Scope, receive: Receive, send: Send) -> None:
+        raw = await read_body(scope, receive, self._max_bytes)
+        if raw is None:
             return
-        first = await receive()
         try:
-            body = ChatBody.model_validate_json(first["body"])
+            body = ChatBody.model_validate_json(raw)
         except ValidationError:
-            await self._app(scope, beginning_with(first, receive), send)
+            await self._usual(scope, beginning_with(raw, receive), send)
             return
         state = scope["state"]
         await turn_response(body, cast(Chat, state["chat"]), state["request_id"])(scope, receive, send)

@@ -17,6 +17,7 @@ from fastapi.responses import Response
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.types import ASGIApp
 
 from app import __version__
 from app.background import VLLMWatch, sweep_sessions
@@ -56,7 +57,7 @@ class State(TypedDict):
     watch: VLLMWatch
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings) -> ASGIApp:
     """Build the gateway. Loads the tokenizer, which takes seconds: a gateway that cannot count must not start.
 
     Raises:
@@ -78,7 +79,7 @@ def create_app(settings: Settings) -> FastAPI:
             _spare_the_garbage_collector()
             yield {"chat": chat, "vllm": vllm, "watch": watch}
 
-    app = FastAPIOffline(
+    api = FastAPIOffline(
         redoc_url=None,
         redirect_slashes=False,
         telemetry={"tracing": False, "metrics": False, "logs": False},  # asked about at every request otherwise
@@ -98,15 +99,14 @@ def create_app(settings: Settings) -> FastAPI:
             ),
             Middleware(ErrorBoundary),
             Middleware(BodyLimit, max_bytes=settings.max_request_bytes),
-            Middleware(DirectChat),
         ],
     )
-    app.include_router(router)
-    app.openapi = partial(_openapi, app)  # type: ignore[method-assign] # as FastAPI's documentation does
-    return app
+    api.include_router(router)
+    api.openapi = partial(_openapi, api)  # type: ignore[method-assign] # as FastAPI's documentation does
+    return DirectChat(api, settings.max_request_bytes)
 
 
-def __getattr__(name: str) -> FastAPI:
+def __getattr__(name: str) -> ASGIApp:
     """`app`, built when uvicorn asks for it, so that importing this module does nothing.
 
     An impossible setting or model folder ends the process with one Russian line and exit code 2.
@@ -168,18 +168,18 @@ def _tells_something(access: logging.LogRecord) -> bool:
     return True
 
 
-def _openapi(app: FastAPI) -> dict[str, Any]:
+def _openapi(api: FastAPI) -> dict[str, Any]:
     """The description of the API, all in Russian: without our docstrings and FastAPI's own phrases."""
-    if not app.openapi_schema:
-        schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    if not api.openapi_schema:
+        schema = get_openapi(title=api.title, version=api.version, description=api.description, routes=api.routes)
         for component in schema["components"]["schemas"].values():
             component.pop("description", None)
         for methods in schema["paths"].values():
             for operation in methods.values():
                 if operation["responses"]["200"]["description"] == "Successful Response":
                     operation["responses"]["200"]["description"] = "Успех"
-        app.openapi_schema = schema
-    return app.openapi_schema
+        api.openapi_schema = schema
+    return api.openapi_schema
 
 
 async def _on_http_exception(_: Request, exc: Exception) -> Response:

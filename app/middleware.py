@@ -5,6 +5,7 @@ import logging
 import re
 import secrets
 import traceback
+from collections.abc import Awaitable
 
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
@@ -38,9 +39,9 @@ def header(scope: Scope, name: bytes) -> bytes:
     return next((value for key, value in scope["headers"] if key == name), b"")
 
 
-def beginning_with(message: Message, receive: Receive) -> Receive:
-    """A `receive` whose first message was read already."""
-    first: Message | None = message
+def beginning_with(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives a body that was read already."""
+    first: Message | None = {"type": "http.request", "body": body, "more_body": False}
 
     async def receive_first() -> Message:
         nonlocal first
@@ -59,18 +60,18 @@ class RequestId:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Puts the id into `request.state.request_id`."""
-        if scope["type"] != "http":
+        """Puts the id into `request.state.request_id`, unless one is there."""
+        if scope["type"] != "http" or "request_id" in scope["state"]:
             await self._app(scope, receive, send)
             return
         given = header(scope, b"x-request-id").decode("latin-1")
         request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
         scope["state"]["request_id"] = request_id
 
-        async def send_with_id(message: Message) -> None:
+        def send_with_id(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
-            await send(message)
+            return send(message)
 
         await self._app(scope, receive, send_with_id)
 
@@ -88,10 +89,13 @@ class ErrorBoundary:
             return
         streaming = False
 
-        async def send_and_note(message: Message) -> None:
+        async def start(message: Message) -> None:
             nonlocal streaming
             await send(message)
-            streaming = streaming or message["type"] == "http.response.start"
+            streaming = True
+
+        def send_and_note(message: Message) -> Awaitable[None]:
+            return (start if message["type"] == "http.response.start" else send)(message)
 
         try:
             await self._app(scope, receive, send_and_note)
@@ -118,39 +122,48 @@ class ErrorBoundary:
             await problem_response(error)(scope, receive, send)
 
 
+async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes | None:
+    """A request's body; None where the client went away. What is over the bound stays unread.
+
+    Raises:
+        RequestTooLarge: it is over the bound, by its declared length or as it arrives.
+    """
+    declared = header(scope, b"content-length") or b"0"
+    if not declared.isdigit() or int(declared) > max_bytes:
+        raise _too_large(max_bytes)
+    body = bytearray()
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(body) > max_bytes:
+            raise _too_large(max_bytes)
+    return bytes(body)
+
+
+def _too_large(max_bytes: int) -> RequestTooLarge:
+    advice = "Сократите сообщение или увеличьте MAX_REQUEST_BYTES."
+    return RequestTooLarge(f"Тело запроса больше {max_bytes} байт. {advice}", limit=max_bytes)
+
+
 class BodyLimit:
-    """Reads the request's body, but never more than the bound; what is over it stays unread."""
+    """Reads the whole body of a request before anything is done with it, but never more than the bound."""
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self._app = app
         self._max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Raises RequestTooLarge, by the declared length or as the bytes arrive."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        declared = header(scope, b"content-length") or b"0"
-        if not declared.isdigit() or int(declared) > self._max_bytes:
-            raise self._too_large()
-        body = bytearray()
-        more = True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
+        """Raises RequestTooLarge."""
+        if scope["type"] == "http":
+            body = await read_body(scope, receive, self._max_bytes)
+            if body is None:
                 return
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-            if len(body) > self._max_bytes:
-                raise self._too_large()
-        whole = {"type": "http.request", "body": bytes(body), "more_body": False}
-        await self._app(scope, beginning_with(whole, receive), send)
-
-    def _too_large(self) -> RequestTooLarge:
-        return RequestTooLarge(
-            f"Тело запроса больше {self._max_bytes} байт. Сократите сообщение или увеличьте MAX_REQUEST_BYTES.",
-            limit=self._max_bytes,
-        )
+            receive = beginning_with(body, receive)
+        await self._app(scope, receive, send)
 
 
 class CrossOrigin(CORSMiddleware):

@@ -1,8 +1,9 @@
 """Turns as HTTP responses: JSON or server-sent events, and the stop when the client goes away."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
+from typing import Any
 
 import msgspec
 from starlette.responses import Response
@@ -36,12 +37,9 @@ class TurnResponse(Response):
         self._turn = turn
         self._stream = stream
 
-    async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, _: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
         """An error before the first byte is an ordinary status; `ErrorBoundary` makes a later one an event."""
-        if self._stream:
-            await self._answer_stream(receive, send)
-        else:
-            await self._answer_json(receive, send)
+        return self._answer_stream(receive, send) if self._stream else self._answer_json(receive, send)
 
     async def _answer_json(self, receive: Receive, send: Send) -> None:
         async with self._turn as turn:
@@ -71,7 +69,7 @@ class EventStream:
         self._loop = asyncio.get_running_loop()
         self._last_write = 0.0
         self._silence: asyncio.TimerHandle | None = None
-        self._comment: asyncio.Task[None] | None = None
+        self._comment: asyncio.Future[None] | None = None
 
     async def open(self) -> None:
         """Send the status and the headers; from now on a long silence is broken with comments."""
@@ -110,13 +108,13 @@ class EventStream:
         """Send a comment where the silence is long, so that nothing on the way gives the connection up."""
         due = self._last_write + KEEP_ALIVE_SECONDS
         if due <= self._loop.time():
-            self._comment = asyncio.create_task(self._write(sse.KEEP_ALIVE))
+            self._comment = asyncio.ensure_future(self._write(sse.KEEP_ALIVE))
             due = self._loop.time() + KEEP_ALIVE_SECONDS
         self._silence = self._loop.call_at(due, self._break_silence)
 
-    async def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes) -> Awaitable[None]:
         self._last_write = self._loop.time()
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        return self._send({"type": "http.response.body", "body": data, "more_body": True})
 
 
 @contextmanager
