@@ -136,7 +136,7 @@ class Chat:
         session.dropped_pairs = prompt.dropped_pairs
         return ContextReceipt(
             limit=prompt.limit,
-            used=prompt.used,
+            used=(await prompt.needed()).counted,
             history_pairs=prompt.history_pairs,
             dropped_pairs=prompt.dropped_pairs,
             forgotten_pairs=session.forgotten_pairs,

@@ -1,8 +1,11 @@
 """Counting the tokens of a text that is mostly the same as the last time."""
 
+import json
 import re
 import sys
+import unicodedata
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
@@ -43,6 +46,7 @@ class ChunkCounter:
         self._remembered = remembered
         self._recent: dict[int, int] = {}
         self._older: dict[int, int] = {}
+        self._is_bounded = _is_bounded(backend)
         added = list(backend.get_added_tokens_decoder().values())
         for token in _candidates(backend, added, samples):
             self.boundary, self._swallows_space_before = token.content, token.lstrip
@@ -76,6 +80,10 @@ class ChunkCounter:
         except KeyError:
             return sum(self._count_missing(pieces, keys, at_most_new))
 
+    def most(self, text: str) -> int | None:
+        """So many tokens, or fewer, without encoding; None where that is not to be foreseen."""
+        return 2 * len(text.encode()) if self._is_bounded and unicodedata.is_normalized("NFC", text) else None
+
     def _count_missing(self, pieces: list[str], keys: list[int], at_most_new: int) -> list[int]:
         """Counts by key, of which some are not among the recent ones."""
         known = {key: count for key in keys if (count := self._recent.get(key, self._older.get(key))) is not None}
@@ -92,6 +100,42 @@ class ChunkCounter:
         if sum(map(len, texts)) > at_most:
             raise TooMuchNew
         return [len(encoded) for encoded in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def _is_bounded(backend: Tokenizer) -> bool:
+    """Whether no NFC text has more than twice as many tokens as it has bytes in UTF-8.
+
+    Every token stands for at least a byte of what comes to the model, or for a character that has a token of its own.
+    So nothing on the way may make more of a text than to put one such character in place of another, and one before
+    each piece that stands between added tokens.
+    """
+    normalizers, splitters = _parts(backend.normalizer), _parts(backend.pre_tokenizer)
+    if not {part["type"] for part in normalizers} <= {"NFC", "Prepend", "Replace"}:
+        return False
+    put = [character for part in (*normalizers, *splitters) if (character := _put_by(part)) is not None]
+    splits_characters = any(part["type"] == "ByteLevel" for part in splitters)
+    return not put or (
+        not splits_characters and all(len(text) == 1 and backend.token_to_id(text) is not None for text in put)
+    )
+
+
+def _parts(component: Any) -> list[dict[str, Any]]:
+    """A normalizer or pre-tokenizer as in tokenizer.json, and where it is a sequence, each of it."""
+    if component is None:
+        return []
+    form = json.loads(component.__getstate__())
+    parts: list[dict[str, Any]] = form.get("normalizers") or form.get("pretokenizers") or [form]
+    return parts
+
+
+def _put_by(part: dict[str, Any]) -> str | None:
+    """What it puts into a text."""
+    match part:
+        case {"type": "Prepend", "prepend": text} | {"type": "Replace", "content": text}:
+            return str(text)
+        case {"type": "Metaspace", "replacement": text}:
+            return str(text)
+    return None
 
 
 def _candidates(backend: Tokenizer, added: Sequence[AddedToken], samples: Sequence[str]) -> Iterator[AddedToken]:

@@ -188,6 +188,16 @@ class ChatTokenizer:
             return work(partial(self._count_at_once, _Allowance(), max_prompt_tokens, talk))
         return await self.in_thread(partial(work, whole))
 
+    def most(self, talk: Talk, extra: Mapping[str, Any], schema: RequestSchema) -> int | None:
+        """So many prompt tokens, or fewer, in a talk of which little is new; None where only `counting` can tell.
+
+        Costs a small part of it, and no wait. Takes what it takes.
+        """
+        if self._pairwise is not None and not template_arguments(extra, schema):
+            with suppress(NotPairwise, TooMuchNew):
+                return self._pairwise.most(talk, _AT_ONCE_NEW_CHARACTERS)
+        return None
+
     def _count_at_once(self, allowance: "_Allowance", max_prompt_tokens: int, talk: Talk, start: int) -> int:
         """As `_count`, but raises where it would hold up the event loop for long."""
         messages = talk.messages(start)

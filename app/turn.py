@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
+from app.agreement import Needed
 from app.context import Pair
 from app.errors import (
     SEE_VLLM_LOG,
@@ -52,7 +53,7 @@ class ContextReceipt:
 
     Attributes:
         limit: the budget in prompt tokens.
-        used: the gateway's own count, made before the request.
+        used: the gateway's own count.
         history_pairs: earlier pairs sent.
         dropped_pairs: earlier pairs not sent, still in /history.
         forgotten_pairs: no longer stored.
@@ -163,21 +164,21 @@ class Turn:
         if self._time is not None and not self._time.expired():
             self._time.reschedule(0)
 
-    async def reply(self) -> TurnResult:
+    def reply(self) -> Awaitable[TurnResult]:
         """Ask for a JSON answer.
 
         Raises:
             TurnCancelled: stopped; nothing was committed.
         """
-        return await self._run(self._complete)
+        return self._run(self._complete)
 
-    async def stream(self, sink: Sink) -> TurnResult:
+    def stream(self, sink: Sink) -> Awaitable[TurnResult]:
         """Ask for a stream and pass it on to `sink`. Stopped after its start, it returns what had come by then.
 
         Raises:
             TurnCancelled: stopped before vLLM accepted the request; nothing was committed.
         """
-        return await self._run(partial(self._stream, sink))
+        return self._run(partial(self._stream, sink))
 
     async def _run(self, ask: Callable[[dict[str, Any]], Awaitable[None]]) -> TurnResult:
         started = time.monotonic()
@@ -187,7 +188,7 @@ class Turn:
             outcome = CANCELLED if self.cancelled else "completed"
             if prompt is None:
                 raise TurnCancelled
-            return self._finish(prompt)
+            return self._finish(prompt, await prompt.needed())
         except GatewayError as exc:
             outcome = exc.code
             raise
@@ -220,7 +221,7 @@ class Turn:
             await ask(self._request(prompt))
         except UpstreamRejected:
             agreement = self._prompts.agreement
-            if not await agreement.explains_refusal(prompt.messages, self._question.extra, prompt.needed):
+            if not await agreement.explains_refusal(prompt.messages, self._question.extra, await prompt.needed()):
                 raise
             prompt = self._prompt = await self._fit()
             await ask(self._request(prompt))
@@ -261,11 +262,11 @@ class Turn:
                         deltas.append(answer.choices[0].delta)
                 await sink.write(deltas)
 
-    def _finish(self, prompt: Prompt) -> TurnResult:
+    def _finish(self, prompt: Prompt, needed: Needed) -> TurnResult:
         """Commit, unless the turn was stopped before the first token of the reply."""
         reply, session = self._reply, self._session
         if reply.usage is not None:
-            session.surplus = self._prompts.agreement.compare(prompt.needed, reply.usage.prompt_tokens)
+            session.surplus = self._prompts.agreement.compare(needed, reply.usage.prompt_tokens)
         text = "".join(reply.text)
         dropped_pairs = prompt.dropped_pairs
         if text or not self.cancelled:
@@ -281,7 +282,7 @@ class Turn:
             usage=reply.usage,
             context=ContextReceipt(
                 limit=prompt.limit,
-                used=prompt.used,
+                used=needed.counted,
                 history_pairs=prompt.history_pairs,
                 dropped_pairs=dropped_pairs,
                 forgotten_pairs=session.forgotten_pairs,

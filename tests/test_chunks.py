@@ -177,3 +177,54 @@ def test_a_baked_in_limit_is_off(tmp_path: Path) -> None:
     backend.save(str(tmp_path / "tokenizer.json"))
     text = "слово " * 1000
     assert ChatTokenizer.load(str(tmp_path)).count_text(text) == whole(load("qwen3"), text) > 1000
+
+
+def characters(normalizer: normalizers.Normalizer, splitter: pre_tokenizers.PreTokenizer | None = None) -> Tokenizer:
+    """A tokenizer of two characters, which takes all others byte by byte."""
+    bytes_ = [f"<0x{number:02X}>" for number in range(256)]
+    vocab = {piece: number for number, piece in enumerate(["▁", "a", *bytes_])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], byte_fallback=True))
+    tokenizer.normalizer = normalizer
+    if splitter is not None:
+        tokenizer.pre_tokenizer = splitter
+    return tokenizer
+
+
+SPACED = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+TEXTS = ["", " ", "a", "ё", "ﷺ", "🦔", "Ⅷ ½", "a b  a", "слово \n<|x|> ", "\u3000", "\x00"]
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [
+        byte_level(token("<|x|>")),
+        byte_level(normalizer=normalizers.NFC()),
+        characters(SPACED),
+        characters(normalizers.NFC(), pre_tokenizers.Metaspace()),
+    ],
+)
+def test_no_text_has_more_tokens_than_is_said(backend: Tokenizer) -> None:
+    counter = ChunkCounter(backend, [])
+    for text in TEXTS:
+        most = counter.most(text)
+        assert most is not None
+        assert whole(backend, text) <= most
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [
+        byte_level(normalizer=normalizers.NFKC()),
+        byte_level(normalizer=normalizers.Replace(" ", "▁")),
+        characters(normalizers.Replace(" ", "▂")),
+        characters(normalizers.Replace("a", "aaa")),
+        characters(normalizers.NFC(), pre_tokenizers.Metaspace("▂")),
+        characters(normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])),
+    ],
+)
+def test_of_some_tokenizers_nothing_is_said(backend: Tokenizer) -> None:
+    assert ChunkCounter(backend, []).most("a") is None
+
+
+def test_of_a_text_that_is_normalized_first_nothing_is_said() -> None:
+    assert ChunkCounter(byte_level(), []).most("e\u0301") is None

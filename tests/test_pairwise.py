@@ -12,6 +12,7 @@ from app.chunks import ChunkCounter
 from app.context import Pair, Talk
 from app.pairwise import NotPairwise, PairwiseCounter
 from app.tokenizer import ChatTokenizer
+from app.vllm import RequestSchema
 from tests.tokenizers_at_hand import REAL, folder_of, ours
 
 PIECES = [
@@ -28,6 +29,10 @@ def whole(tokenizer: ChatTokenizer, talk: Talk, start: int) -> int:
     return len(tokenizer._tokenizer(text, add_special_tokens=False)["input_ids"])  # noqa: SLF001 - and without chunks
 
 
+def most(tokenizer: ChatTokenizer, talk: Talk) -> int | None:
+    return tokenizer.most(talk, {}, RequestSchema())
+
+
 def pairwise(tokenizer: ChatTokenizer, talk: Talk, start: int) -> int | None:
     counter = tokenizer._pairwise  # noqa: SLF001 - whether it counts so does not show
     assert counter is not None
@@ -42,13 +47,18 @@ def pairwise(tokenizer: ChatTokenizer, talk: Talk, start: int) -> int | None:
 def test_real_models(name: str) -> None:
     tokenizer = ours(folder_of(name))
     folded = tokenizer.template.folds_system_prompt
-    counted = 0
+    counted = bounded = 0
 
     @settings(max_examples=200, deadline=None)
     @given(TALKS, st.integers(0, 8))
     def check(talk: Talk, start: int) -> None:
-        nonlocal counted
+        nonlocal counted, bounded
         talk = Talk(talk.system_prompt, talk.pairs, talk.message, folded)
+        for _ in range(2):  # nothing known, and all that is before the message
+            bound = most(tokenizer, talk)
+            assert bound is None or bound >= whole(tokenizer, talk, 0)
+            pairwise(tokenizer, talk, 0)
+        bounded += bound is not None
         for _ in range(2):  # not yet known, and known
             tokens = pairwise(tokenizer, talk, start)
             assert tokens in (whole(tokenizer, talk, start), None)
@@ -56,6 +66,7 @@ def test_real_models(name: str) -> None:
 
     check()
     assert counted, "or nothing was tried"
+    assert bounded
 
 
 def test_the_small_model(model_folder: Path) -> None:
@@ -107,3 +118,17 @@ def test_a_text_with_fewer_tokens_than_could_hold_it_is_counted_as_a_whole(model
     talk = Talk("", [Pair.of("раз два три", "четыре", None)], "пять")
     with pytest.raises(NotPairwise):
         PairwiseCounter(pattern, chunks, longest_token=1).count(talk, 0, sys.maxsize)
+
+
+def test_what_is_long_or_rendered_otherwise_has_no_bound(model_folder: Path) -> None:
+    tokenizer = ours(model_folder)
+    short = Talk("Ты — ёж.", [Pair.of("раз", "два", None)], "ещё")
+    assert most(tokenizer, short) is not None
+    for talk in (
+        Talk("", [], "слово " * 1000),
+        Talk("", [Pair.of("раз", "слово " * 1000, None)], "ещё"),
+        Talk("", [Pair.of("раз", "", None)], "ещё"),
+        Talk("", [], ""),
+    ):
+        assert most(tokenizer, talk) is None
+    assert tokenizer.most(short, {"tools": [{"type": "function", "function": {"name": "f"}}]}, RequestSchema()) is None
