@@ -271,7 +271,8 @@ def _output_event(kind: str, **members: Any) -> dict[str, Any]:
     return {"type": kind, **where, **members}
 
 
-_CHAT_REQUEST: dict[str, Any] = {"properties": {"model": {}, "messages": {}, "max_tokens": {}, "temperature": {}}}
+_FIELDS = ("model", "messages", "max_tokens", "temperature", "ignore_eos")
+_CHAT_REQUEST: dict[str, Any] = {"properties": {name: {} for name in _FIELDS}}
 _PLAIN = {
     b"/health": _json("200 OK", {}),
     b"/version": _json("200 OK", {"version": "0.32.0"}),

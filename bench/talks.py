@@ -49,10 +49,12 @@ QUESTIONS = Questions()
 class GatewayTalk:
     """A session of ours."""
 
-    _MARKER = b'"text":"%b"' % PIECE.encode()
-
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, key: str = KEY, piece: str = PIECE, more: str = "") -> None:
+        """`piece` begins every event's text, `more` is added to every request."""
         self._connection = connection
+        self._key = key
+        self._marker = f'"text":"{piece}'.encode()
+        self._more = more.encode()
         self._session_id = b""
 
     async def begin(self) -> None:
@@ -60,7 +62,7 @@ class GatewayTalk:
         if self._session_id:
             await self._connection.post("/reset", b'{"session_id":"%b"}' % self._session_id)
             return
-        opened = await self._connection.post("/init_session", b'{"vllm_api_key":"%b"}' % KEY.encode())
+        opened = await self._connection.post("/init_session", b'{"vllm_api_key":"%b"}' % self._key.encode())
         self._session_id = json.loads(opened)["session_id"].encode()
 
     async def turn(self) -> None:
@@ -69,13 +71,14 @@ class GatewayTalk:
 
     async def stream(self, tokens: int) -> None:
         """See Talk."""
-        await self._connection.stream("/chat", self._body(tokens, b',"stream":true'), self._MARKER)
+        await self._connection.stream("/chat", self._body(tokens, b',"stream":true'), self._marker)
 
     def _body(self, max_tokens: int, more: bytes = b"") -> bytes:
-        return b'{"session_id":"%b","message":%b,"max_tokens":%d%b}' % (
+        return b'{"session_id":"%b","message":%b,"max_tokens":%d%b%b}' % (
             self._session_id,
             QUESTIONS.next(),
             max_tokens,
+            self._more,
             more,
         )
 
@@ -83,12 +86,14 @@ class GatewayTalk:
 class CompletionsTalk:
     """A talk through /v1/chat/completions: the client keeps the history and sends it every time."""
 
-    _MARKER = b'"content":"%b"' % PIECE.encode()
     _SYSTEM = b'{"role":"system","content":"You are a helpful assistant."}'
-    _HEADERS = f"Authorization: Bearer {KEY}\r\n"
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, key: str = KEY, piece: str = PIECE, more: str = "") -> None:
+        """`piece` begins every event's text, `more` is added to every request."""
         self._connection = connection
+        self._headers = f"Authorization: Bearer {key}\r\n"
+        self._marker = f'"content":"{piece}'.encode()
+        self._more = more.encode()
         self._messages = self._SYSTEM
 
     async def begin(self) -> None:
@@ -97,18 +102,24 @@ class CompletionsTalk:
 
     async def turn(self) -> None:
         """See Talk."""
-        answer = await self._connection.post("/v1/chat/completions", self._body(MAX_TOKENS), self._HEADERS)
+        answer = await self._connection.post("/v1/chat/completions", self._body(MAX_TOKENS), self._headers)
         reply = answer.partition(b'"content":"')[2].partition(b'"')[0]
         self._messages += b',{"role":"assistant","content":"%b"}' % reply
 
     async def stream(self, tokens: int) -> None:
         """See Talk."""
         body = self._body(tokens, b',"stream":true,"stream_options":{"include_usage":true}')
-        await self._connection.stream("/v1/chat/completions", body, self._MARKER, self._HEADERS)
+        await self._connection.stream("/v1/chat/completions", body, self._marker, self._headers)
 
     def _body(self, max_tokens: int, more: bytes = b"") -> bytes:
         self._messages += b',{"role":"user","content":%b}' % QUESTIONS.next()
-        return b'{"model":"%b","messages":[%b],"max_tokens":%d%b}' % (MODEL.encode(), self._messages, max_tokens, more)
+        return b'{"model":"%b","messages":[%b],"max_tokens":%d%b%b}' % (
+            MODEL.encode(),
+            self._messages,
+            max_tokens,
+            self._more,
+            more,
+        )
 
 
 class ResponsesTalk:

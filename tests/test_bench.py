@@ -1,7 +1,7 @@
 """What bench.overhead measures with: the load, its talks and the upstream understand each other and the gateway."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import pytest
 
 from bench.load import BadAnswer, Connection, opened
 from bench.quick_vllm import serve
+from bench.saturation import arguments, measure
 from bench.talks import CompletionsTalk, GatewayTalk, ResponsesTalk, Talk
 from demo.stand import free_port
 from tests.conftest import gateways_before
@@ -43,15 +44,29 @@ async def listening(url: str) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_talks(model_folder: Path) -> None:
+@pytest.fixture
+async def upstream() -> AsyncIterator[str]:
+    """The URL of the fast upstream."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    upstream = asyncio.create_task(serve(port))
-    try:
-        await listening(url)
-        await lead(url, CompletionsTalk)
-        await lead(url, ResponsesTalk)
-        with gateways_before(url, model_folder)() as gateway:
-            await lead(gateway.url, GatewayTalk)
-    finally:
-        upstream.cancel()
+    serving = asyncio.create_task(serve(port))
+    await listening(url)
+    yield url
+    serving.cancel()
+
+
+async def test_talks(upstream: str, model_folder: Path) -> None:
+    await lead(upstream, CompletionsTalk)
+    await lead(upstream, ResponsesTalk)
+    with gateways_before(upstream, model_folder)() as gateway:
+        await lead(gateway.url, GatewayTalk)
+
+
+async def test_saturation(upstream: str, model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with gateways_before(upstream, model_folder)() as gateway:
+        await measure(arguments([upstream, gateway.url, "--key=k", "--streams", "2", "--tokens=20", "--rounds=1"]))
+    head, columns, *rows = capsys.readouterr().out.splitlines()[1:]
+    assert (head, columns.split()[0]) == ("streams: 2", "tokens/s")
+    names, rates, *_ = zip(*(row.split() for row in rows), strict=True)
+    assert names == ("direct", "gateway")
+    assert all(float(rate) > 0 for rate in rates)
