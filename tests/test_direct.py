@@ -49,6 +49,7 @@ def test_what_the_short_way_does_not_take_is_explained(session: SessionOf, more:
     response = session.gateway.http.post("/chat", content=raw, headers={"Content-Type": "application/json"})
     assert response.status_code == 422
     assert said in response.json()["detail"]
+    assert len(response.headers.get_list("x-request-id")) == 1
 
 
 @pytest.mark.parametrize("media_type", ["application/json", "Application/JSON; charset=utf-8", "application/json;x=y"])
@@ -57,6 +58,13 @@ def test_any_way_to_say_json(session: SessionOf, media_type: str) -> None:
     response = session.gateway.http.post("/chat", content=raw, headers={"content-TYPE": media_type})
     assert response.status_code == 200
     assert response.headers["content-type"] == "application/json"
+
+
+def test_a_page_of_another_origin_is_answered_too(session: SessionOf) -> None:
+    body = {"session_id": session.id, "message": "а"}
+    response = session.gateway.http.post("/chat", json=body, headers={"Origin": "https://a.example"})
+    assert response.status_code == 200
+    assert response.headers["access-control-allow-origin"] == "*"
 
 
 @pytest.mark.parametrize("encode", [lambda text: codecs.BOM_UTF8 + text.encode(), lambda text: text.encode("utf-16")])
