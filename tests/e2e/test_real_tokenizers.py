@@ -1,21 +1,25 @@
 """Counting on the real vLLM with the tokenizers and templates of real models, weights at random."""
 
+import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from bench.refusals import KEY, MAX_CONTEXT_TOKENS, MAX_MODEL_LEN, VLLM_ARGUMENTS, defects, lead
+from bench.refusals import MAX_CONTEXT_TOKENS, MAX_MODEL_LEN, VLLM_ARGUMENTS, Seeker, defects
+from client.api import GatewayClient
 from demo.environments import WORK
 from demo.stand import random_model, start_vllm
 from tests.conftest import Gateway, gateways_before
+from tests.scripted_vllm import KEY
+from tests.servers import wait_until
 from tests.test_template import TRIMS_TEXT_ONLY
 from tests.tokenizers_at_hand import REAL, folder_of
 
 pytestmark = [pytest.mark.vllm, pytest.mark.shared_tokenizers, pytest.mark.timeout(600)]
 
-SESSIONS = 14
+TURNS = 80
 
 
 def in_parts() -> Path:
@@ -39,19 +43,26 @@ def gateway(request: pytest.FixtureRequest) -> Iterator[Gateway]:
             yield started
 
 
+def test_the_probes_agree(gateway: Gateway, caplog: pytest.LogCaptureFixture) -> None:
+    wait_until(lambda: gateway.http.get("/health").json()["vllm"] == "ok")
+    assert gateway.http.get("/health").json()["count_mismatches"] == 0
+    assert "Шлюз насчитал" not in caplog.text
+
+
 def test_every_turn_is_counted_as_vllm_counts_it_and_none_is_refused(gateway: Gateway) -> None:
-    """Neither a turn nor a probe, of which /health keeps count."""
-    seen = lead(gateway.url, SESSIONS)
-    assert defects(seen) == {}
-    assert seen["answered"] > 4 * SESSIONS
-    assert seen["trimmed"] > SESSIONS
-    assert seen["at the edge"] > SESSIONS // 4
+    with GatewayClient(gateway.url) as client:
+        seeker = Seeker(client, KEY, random.Random(5))
+        while seeker.seen["answered"] < TURNS:
+            seeker.lead_session()
+    assert defects(seeker.seen) == {}
+    assert seeker.seen["trimmed"] > TURNS // 4
+    assert seeker.seen["at the edge"] > TURNS // 20
     health = gateway.http.get("/health").json()
     assert (health["count_mismatches"], health["warnings"], health["sessions"]) == (0, [], 0)
 
 
 def test_the_system_prompt_reaches_the_model(gateway: Gateway) -> None:
     """Folded or not, it is in what vLLM counts."""
-    long, short = (gateway.open(system_prompt=prompt, vllm_api_key=KEY) for prompt in ("слово " * 50, "слово"))
+    long, short = (gateway.open(system_prompt=prompt) for prompt in ("слово " * 50, "слово"))
     used = [session.ok("/chat", message="а", max_tokens=1)["input_tokens"] for session in (long, short)]
     assert used[0] > used[1] + 49
