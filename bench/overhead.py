@@ -49,6 +49,7 @@ AROUND = 5
 """So many turns on either side are measured with the turn that is meant."""
 
 STREAM_LIMIT_SECONDS = 40
+LATENCIES = ("first p50", "first p99", "gap p50", "gap p99")
 
 
 @dataclass
@@ -87,18 +88,8 @@ class Subject:
 
     async def run_streams(self, number: int) -> None:
         """So many streams that start at once."""
-        connections = await opened(self.server.url, number)
-        talks = list(map(self.talk, connections))
-        for talk in talks:
-            await talk.begin()
-        started = time.perf_counter()
-        tasks = [asyncio.create_task(talk.stream(STREAM_SECONDS * TOKENS_PER_SECOND)) for talk in talks]
-        ended, unfinished = await asyncio.wait(tasks, timeout=STREAM_LIMIT_SECONDS)
-        failed = [task for task in ended if task.exception()]
-        self.streams[number] = Streamed.of(connections, started, len(failed) + len(unfinished))
-        for task in unfinished:
-            task.cancel()
-        _close(connections)
+        tokens = STREAM_SECONDS * TOKENS_PER_SECOND
+        self.streams[number] = await stream_at_once(self.server.url, self.talk, number, tokens, STREAM_LIMIT_SECONDS)
 
     async def run_long_talk(self) -> None:
         """Long talks, as long as is asked for."""
@@ -122,7 +113,8 @@ class Subject:
 class Streamed:
     """What came of streams that began together; all in seconds."""
 
-    events_per_second: float
+    seconds: float
+    events: int
     first: list[float]
     gaps: list[float]
     failures: int
@@ -131,13 +123,42 @@ class Streamed:
     def of(cls, connections: Sequence[Connection], started: float, failures: int) -> "Streamed":
         """By the connections over which they came."""
         arrivals = [connection.arrivals for connection in connections if connection.arrivals]
-        seconds = max(times[-1] for times in arrivals) - started
         return cls(
-            sum(connection.events for connection in connections) / seconds,
+            max(times[-1] for times in arrivals) - started,
+            sum(connection.events for connection in connections),
             [times[0] - started for times in arrivals],
             [after - before for times in arrivals for before, after in pairwise(times)],
             failures,
         )
+
+    @property
+    def events_per_second(self) -> float:
+        """Of all streams together."""
+        return self.events / self.seconds
+
+    def milliseconds(self) -> list[float]:
+        """The columns of `LATENCIES`."""
+        both = (self.first, self.gaps or [0])
+        return [1000 * percentile(values, percent) for values in both for percent in (50, 99)]
+
+
+async def stream_at_once(
+    url: str, talk_with: Callable[[Connection], Talk], number: int, tokens: int, limit_seconds: float | None = None
+) -> Streamed:
+    """So many streams that start at once; those are failed that are refused, or not at their end after so long."""
+    connections = await opened(url, number)
+    talks = list(map(talk_with, connections))
+    for talk in talks:
+        await talk.begin()
+    started = time.perf_counter()
+    tasks = [asyncio.create_task(talk.stream(tokens)) for talk in talks]
+    ended, unfinished = await asyncio.wait(tasks, timeout=limit_seconds)
+    failed = [task for task in ended if task.exception()]
+    streamed = Streamed.of(connections, started, len(failed) + len(unfinished))
+    for task in unfinished:
+        task.cancel()
+    _close(connections)
+    return streamed
 
 
 def main() -> None:
@@ -233,15 +254,11 @@ def report(subjects: Sequence[Subject]) -> None:
             )
     for number in direct.streams:
         print(f"\nstreams: {number}", end="")
-        print_head("events/s", "of direct", "of nginx", "first p50", "first p99", "gap p50", "gap p99", "failed")
+        print_head("events/s", "of direct", "of nginx", *LATENCIES, "failed")
         for subject in subjects:
             streamed = subject.streams[number]
             rates = [one.streams[number].events_per_second if one else 0 for one in (subject, direct, nginx)]
-            milliseconds = [
-                f"{1000 * percentile(values, percent):.1f}"
-                for values in (streamed.first, streamed.gaps or [0])
-                for percent in (50, 99)
-            ]
+            milliseconds = [f"{value:.1f}" for value in streamed.milliseconds()]
             print_row(subject.name, f"{rates[0]:.0f}", *ratios(rates), *milliseconds, str(streamed.failures))
     if direct.long_talk_seconds:
         print("\nlong talk", end="")

@@ -1,21 +1,19 @@
 """What the gateway leaves of a busy vLLM: `python -m bench.saturation VLLM_URL GATEWAY_URL --key KEY`.
 
 So many streams at once, each a first turn of its own, in turns straight to vLLM and through a gateway in front of it,
-all in one run: tokens per second of all streams together, time to first token, gaps between what comes. Both must run
-already; a video card is busy with a few hundred streams.
+all in one run: tokens per second of all streams together, time to first token, gaps between what comes, and how many
+failed, whose tokens are not counted. Both must run already; a video card is busy with a few hundred streams.
 """
 
 import argparse
-import asyncio
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import uvloop
 
-from bench.load import Connection, opened, percentile
-from bench.overhead import Streamed, print_head, print_row
+from bench.load import Connection, opened
+from bench.overhead import LATENCIES, Streamed, print_head, print_row, stream_at_once
 from bench.talks import CompletionsTalk, GatewayTalk, Talk
 
 STREAMS = (1, 64, 256)
@@ -48,53 +46,36 @@ async def measure(asked: argparse.Namespace) -> None:
         GATEWAY: (asked.gateway, partial(GatewayTalk, key=asked.key, piece="", more=',"extra":{"ignore_eos":true}')),
     }
     for url, talk in talks.values():
-        await run_streams(url, talk, 1, asked.tokens)  # so that nothing is done for the first time below
+        [connection] = await opened(url, 1)
+        first = talk(connection)
+        await first.begin()
+        await first.stream(asked.tokens)  # so that nothing is done for the first time below; says what is wrong
+        connection.close()
     for number in asked.streams:
-        seen: dict[str, list[tuple[float, Streamed]]] = {name: [] for name in talks}
+        seen: dict[str, list[Streamed]] = {name: [] for name in talks}
         for _ in range(asked.rounds):
             for name, (url, talk) in talks.items():
-                seen[name].append(await run_streams(url, talk, number, asked.tokens))
-        report(number, seen)
+                seen[name].append(await stream_at_once(url, talk, number, asked.tokens))
+        report(number, asked.tokens, seen)
 
 
-async def run_streams(
-    url: str, talk_with: Callable[[Connection], Talk], number: int, tokens: int
-) -> tuple[float, Streamed]:
-    """So many streams that start at once; returns their tokens per second, and what came of them."""
-    connections = await opened(url, number)
-    talks = list(map(talk_with, connections))
-    for talk in talks:
-        await talk.begin()
-    started = time.perf_counter()
-    await asyncio.gather(*(talk.stream(tokens) for talk in talks))
-    seconds = time.perf_counter() - started
-    streamed = Streamed.of(connections, started, 0)
-    for connection in connections:
-        connection.close()
-    return number * tokens / seconds, streamed
-
-
-def report(number: int, seen: dict[str, list[tuple[float, Streamed]]]) -> None:
-    """Print the table of so many streams: medians over the rounds."""
+def report(number: int, tokens: int, seen: Mapping[str, Sequence[Streamed]]) -> None:
+    """Print the table of so many streams of so many tokens each: medians over the rounds."""
     print(f"\nstreams: {number}", end="")
-    print_head("tokens/s", "of direct", "first p50", "first p99", "gap p50", "gap p99")
-    direct = statistics.median(rate for rate, _ in seen[DIRECT])
+    print_head("tokens/s", "of direct", *LATENCIES, "failed")
+    rates = {
+        name: statistics.median((number - one.failures) * tokens / one.seconds for one in rounds)
+        for name, rounds in seen.items()
+    }
     for name, rounds in seen.items():
-        rate = statistics.median(rate for rate, _ in rounds)
-        milliseconds = [
-            1000 * statistics.median(percentile(values(streamed), percent) for _, streamed in rounds)
-            for values in (_first, _gaps)
-            for percent in (50, 99)
-        ]
-        print_row(name, f"{rate:.0f}", f"{rate / direct:.3f}", *(f"{value:.1f}" for value in milliseconds))
-
-
-def _first(streamed: Streamed) -> list[float]:
-    return streamed.first
-
-
-def _gaps(streamed: Streamed) -> list[float]:
-    return streamed.gaps or [0]
+        milliseconds = map(statistics.median, zip(*(one.milliseconds() for one in rounds), strict=True))
+        print_row(
+            name,
+            f"{rates[name]:.0f}",
+            f"{rates[name] / rates[DIRECT]:.3f}",
+            *(f"{value:.1f}" for value in milliseconds),
+            str(sum(one.failures for one in rounds)),
+        )
 
 
 if __name__ == "__main__":
