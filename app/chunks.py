@@ -131,9 +131,11 @@ def _parts(component: Any) -> list[dict[str, Any]]:
 def _put_by(part: dict[str, Any]) -> str | None:
     """What it puts into a text."""
     match part:
-        case {"type": "Prepend", "prepend": text} | {"type": "Replace", "content": text}:
-            return str(text)
-        case {"type": "Metaspace", "replacement": text}:
+        case (
+            {"type": "Prepend", "prepend": text}
+            | {"type": "Replace", "content": text}
+            | {"type": "Metaspace", "replacement": text}
+        ):
             return str(text)
     return None
 

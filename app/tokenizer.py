@@ -191,7 +191,7 @@ class ChatTokenizer:
     def most(self, talk: Talk, extra: Mapping[str, Any], schema: RequestSchema) -> int | None:
         """So many prompt tokens, or fewer, in a talk of which little is new; None where only `counting` can tell.
 
-        Costs a small part of it, and no wait. Takes what it takes.
+        Costs a small part of that, and no wait. What it is given is as there.
         """
         if self._pairwise is not None and not template_arguments(extra, schema):
             with suppress(NotPairwise, TooMuchNew):
