@@ -98,7 +98,7 @@ class CountAgreement:
         """What the gateway's owner should know of it, in Russian; empty while the counts agree."""
         if not self._difference:
             return ""
-        if not self.counts_more:
+        if not self._worst.tokens:
             return f"{self._difference} {_WASTES_ROOM}"
         return f"{self._difference} {_ASKS_EVERY_TIME if self._asks else _KEEPS_A_MARGIN}"
 
@@ -127,22 +127,17 @@ class CountAgreement:
             self._cause = _SEEN_BY_NO_PROBE
         log.info("счёт токенов сверен с vLLM: проб %d, расхождений %d", compared, differing)
 
-    @property
-    def counts_more(self) -> bool:
-        """Whether vLLM was seen to find more tokens in a prompt than the gateway."""
-        return self._worst.tokens > 0
-
     def expected(self, last: Surplus) -> Surplus:
         """What vLLM will count more of the next prompt of a conversation.
 
         Args:
             last: what it counted more of the last one.
         """
-        return last if self._asks and self.counts_more else self._worst
+        return last if self._asks and self._worst.tokens else self._worst
 
     async def needed(self, messages: Sequence[ChatMessage], extra: Mapping[str, Any], counted: int) -> Needed:
         """How many tokens vLLM will find in messages that the gateway has counted."""
-        if self.counts_more and (theirs := await self._told(messages, extra)) is not None:
+        if self._worst.tokens and (theirs := await self._told(messages, extra)) is not None:
             return Needed(counted, theirs, told=True)
         return Needed(counted, counted + self._worst.of(counted))
 
@@ -183,7 +178,7 @@ class CountAgreement:
             return None
 
     def _ask_no_more(self) -> None:
-        if self._asks and self.counts_more:
+        if self._asks and self._worst.tokens:
             log.warning("%s", _KEEPS_A_MARGIN)
         self._asks = False
 
@@ -192,7 +187,7 @@ class CountAgreement:
             return
         self.mismatches += 1
         surplus = Surplus.seen(counted, theirs)
-        is_first = not self._difference or (surplus.tokens > 0 and not self.counts_more)
+        is_first = not self._difference or (surplus.tokens > 0 and not self._worst.tokens)
         if surplus.tokens:
             self._worst = self._worst.joined(surplus)
         if is_first:

@@ -136,7 +136,7 @@ class Chat:
         session.dropped_pairs = prompt.dropped_pairs
         return ContextReceipt(
             limit=prompt.limit,
-            used=(await prompt.needed()).counted,
+            used=prompt.used,
             history_pairs=prompt.history_pairs,
             dropped_pairs=prompt.dropped_pairs,
             forgotten_pairs=session.forgotten_pairs,

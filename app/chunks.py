@@ -1,15 +1,16 @@
 """Counting the tokens of a text that is mostly the same as the last time."""
 
-import json
 import re
 import sys
-import unicodedata
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
+from app.encoder import Encoder
+
 SAMPLE_PAIRS = 4
+_SHORT_CHARACTERS = 1_000
+"""A text that is sooner encoded anew than looked up by its chunks, where encoding is fast."""
 # White space as tokenizers strips it beside a token: Unicode's White_Space. Python's own notion has four more.
 _WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 
@@ -41,20 +42,20 @@ class ChunkCounter:
             remembered: how many chunks' counts are kept, and as many again of those that were not used of late.
         """
         self.boundary: str | None = None
-        self._backend = backend
+        self._encoder = Encoder(backend, samples)
         self._swallows_space_before = False
         self._remembered = remembered
         self._recent: dict[int, int] = {}
         self._older: dict[int, int] = {}
-        self._is_bounded = _is_bounded(backend)
         added = list(backend.get_added_tokens_decoder().values())
         for token in _candidates(backend, added, samples):
-            self.boundary, self._swallows_space_before = token.content, token.lstrip
-            exact = all(self.count(text) == self._encode([text])[0] for text in _trials(token.content, added, samples))
+            self._swallows_space_before = token.lstrip
+            trials = list(_trials(token.content, added, samples))
+            exact = [self._count_chunks(text, token.content) for text in trials] == self._encode(trials)
             self._recent, self._older = {}, {}
             if exact:
+                self.boundary = token.content
                 break
-            self.boundary = None
 
     def count(self, text: str, at_most_new: int = sys.maxsize, *, followed: bool = False) -> int:
         """Tokens of a text. Blocks while it encodes what is new in it.
@@ -67,28 +68,29 @@ class ChunkCounter:
         Raises:
             TooMuchNew: that is more than so many characters; nothing was encoded.
         """
-        if self.boundary is None:
+        if followed and self._swallows_space_before:
+            text = text.rstrip(_WHITE_SPACE)
+        is_short = self._encoder.is_fast and len(text) <= min(_SHORT_CHARACTERS, at_most_new)
+        if is_short or self.boundary is None:
             return self._encode([text], at_most_new)[0]
-        pieces = text.split(self.boundary)
+        return self._count_chunks(text, self.boundary, at_most_new)
+
+    def _count_chunks(self, text: str, boundary: str, at_most_new: int = sys.maxsize) -> int:
+        pieces = text.split(boundary)
         if self._swallows_space_before:
-            end = None if followed else -1
-            pieces[:end] = [piece.rstrip(_WHITE_SPACE) for piece in pieces[:end]]
+            pieces[:-1] = [piece.rstrip(_WHITE_SPACE) for piece in pieces[:-1]]
         keys = list(map(hash, pieces))
         keys[0] = hash((pieces[0],))  # the same text is another chunk where no boundary stands before it
         try:
             return sum(map(self._recent.__getitem__, keys))
         except KeyError:
-            return sum(self._count_missing(pieces, keys, at_most_new))
+            return sum(self._count_missing(pieces, keys, boundary, at_most_new))
 
-    def most(self, text: str) -> int | None:
-        """So many tokens, or fewer, without encoding; None where that is not to be foreseen."""
-        return 2 * len(text.encode()) if self._is_bounded and unicodedata.is_normalized("NFC", text) else None
-
-    def _count_missing(self, pieces: list[str], keys: list[int], at_most_new: int) -> list[int]:
+    def _count_missing(self, pieces: list[str], keys: list[int], boundary: str, at_most_new: int) -> list[int]:
         """Counts by key, of which some are not among the recent ones."""
         known = {key: count for key in keys if (count := self._recent.get(key, self._older.get(key))) is not None}
         missing = {key: number for number, key in enumerate(keys) if key not in known}
-        chunks = [f"{self.boundary}{pieces[number]}" if number else pieces[0] for number in missing.values()]
+        chunks = [boundary + pieces[number] if number else pieces[0] for number in missing.values()]
         known.update(zip(missing, self._encode(chunks, at_most_new), strict=True))
         if len(self._recent) + len(known) > self._remembered:
             self._older, self._recent = self._recent, {}
@@ -99,45 +101,7 @@ class ChunkCounter:
         """Tokens of each text; lets other threads run meanwhile."""
         if sum(map(len, texts)) > at_most:
             raise TooMuchNew
-        return [len(encoded) for encoded in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
-
-
-def _is_bounded(backend: Tokenizer) -> bool:
-    """Whether no NFC text has more than twice as many tokens as it has bytes in UTF-8.
-
-    Every token stands for at least a byte of what comes to the model, or for a character that has a token of its own.
-    So nothing on the way may make more of a text than to put one such character in place of another, and one before
-    each piece that stands between added tokens.
-    """
-    normalizers, splitters = _parts(backend.normalizer), _parts(backend.pre_tokenizer)
-    if not {part["type"] for part in normalizers} <= {"NFC", "Prepend", "Replace"}:
-        return False
-    put = [character for part in (*normalizers, *splitters) if (character := _put_by(part)) is not None]
-    splits_characters = any(part["type"] == "ByteLevel" for part in splitters)
-    return not put or (
-        not splits_characters and all(len(text) == 1 and backend.token_to_id(text) is not None for text in put)
-    )
-
-
-def _parts(component: Any) -> list[dict[str, Any]]:
-    """A normalizer or pre-tokenizer as in tokenizer.json, and where it is a sequence, each of it."""
-    if component is None:
-        return []
-    form = json.loads(component.__getstate__())
-    parts: list[dict[str, Any]] = form.get("normalizers") or form.get("pretokenizers") or [form]
-    return parts
-
-
-def _put_by(part: dict[str, Any]) -> str | None:
-    """What it puts into a text."""
-    match part:
-        case (
-            {"type": "Prepend", "prepend": text}
-            | {"type": "Replace", "content": text}
-            | {"type": "Metaspace", "replacement": text}
-        ):
-            return str(text)
-    return None
+        return self._encoder.count(texts)
 
 
 def _candidates(backend: Tokenizer, added: Sequence[AddedToken], samples: Sequence[str]) -> Iterator[AddedToken]:

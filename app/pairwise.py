@@ -1,7 +1,6 @@
 """Counting a talk pair by pair: what a turn costs does not grow with the talk."""
 
 import sys
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -34,18 +33,6 @@ class _Cut:
         cut = cls(form.between[:at], form.between[at:], form)
         return cut if at >= 0 and form.head("").endswith(cut.after) else None
 
-    def head(self, talk: Talk) -> str:
-        """What comes before the first pair."""
-        return self.form.head(talk.system_prompt).removesuffix(self.after)
-
-    def pair(self, user: str, assistant: str) -> str:
-        """A pair and the words around it."""
-        return self.after + user + self.form.reply + assistant + self.before
-
-    def tail(self, talk: Talk) -> str:
-        """What comes after the last pair."""
-        return self.after + self.form.tail(talk.system_prompt, talk.message)
-
 
 class PairwiseCounter:
     """Counts prompts as the sum over a head, the pairs and a tail, and each pair only once."""
@@ -69,57 +56,30 @@ class PairwiseCounter:
             NotPairwise: it has to be counted as a whole.
             TooMuchNew: more than so many characters are to be encoded.
         """
-        cut, pairs = self._cut(talk), talk.pairs[start:]
-        _check_new(pairs, at_most_new)
+        system, pairs, message = talk.system_prompt, talk.pairs[start:], talk.message
+        cut = self._cuts.get(bool(system))
+        if cut is None or (talk.folded and system):
+            raise NotPairwise
+        if not self._pattern.holds_for([system, message] if system else [message]):
+            raise NotPairwise
+        if sum([pair.size_bytes for pair in pairs if not pair.tokens]) > at_most_new:
+            raise TooMuchNew
         tokens = [pair.tokens or self._count_pair(pair, cut) for pair in pairs]
         if _OF_NO_PATTERN in tokens:
             raise NotPairwise
-        head = self._part(cut.head(talk), at_most_new, followed=True)
-        return sum(tokens) + head + self._part(cut.tail(talk), at_most_new)
-
-    def most(self, talk: Talk, at_most_new: int) -> int:
-        """So many prompt tokens or fewer `count` would find in a whole talk; what is new in it is not encoded.
-
-        Raises:
-            NotPairwise, TooMuchNew: as `count`.
-        """
-        cut = self._cut(talk)
-        _check_new(talk.pairs, at_most_new)
-        tokens = [pair.tokens or self._most(self._pair(pair, cut)) for pair in talk.pairs]
-        if _OF_NO_PATTERN in tokens:
-            raise NotPairwise
-        tail = cut.tail(talk)
-        if len(tail) > at_most_new:
-            raise TooMuchNew
-        return sum(tokens) + self._part(cut.head(talk), at_most_new, followed=True) + self._most(tail)
-
-    def _cut(self, talk: Talk) -> _Cut:
-        cut = self._cuts.get(bool(talk.system_prompt))
-        if cut is None or (talk.folded and talk.system_prompt):
-            raise NotPairwise
-        texts = [talk.system_prompt, talk.message] if talk.system_prompt else [talk.message]
-        if not self._pattern.holds_for(texts):
-            raise NotPairwise
-        return cut
-
-    def _pair(self, pair: Pair, cut: _Cut) -> str:
-        user, assistant = pair.user, pair.assistant
-        if not self._pattern.holds_for([user, assistant]):
-            raise NotPairwise
-        return cut.pair(user, assistant)
+        head = cut.form.head(system).removesuffix(cut.after)
+        tail = cut.after + cut.form.tail(system, message)
+        return sum(tokens) + self._part(head, at_most_new, followed=True) + self._part(tail, at_most_new)
 
     def _count_pair(self, pair: Pair, cut: _Cut) -> int:
         """Count a pair that never was; 0 is no count of any."""
+        user, assistant = pair.user, pair.assistant
         tokens = _OF_NO_PATTERN
-        with suppress(NotPairwise):
-            tokens = self._part(self._pair(pair, cut), followed=True)
+        if self._pattern.holds_for([user, assistant]):
+            block = cut.after + user + cut.form.reply + assistant + cut.before
+            with suppress(NotPairwise):
+                tokens = self._part(block, followed=True)
         msgspec.structs.force_setattr(pair, "tokens", tokens)
-        return tokens
-
-    def _most(self, text: str) -> int:
-        tokens = self._chunks.most(text)
-        if tokens is None:
-            raise NotPairwise
         return tokens
 
     def _part(self, text: str, at_most_new: int = sys.maxsize, *, followed: bool = False) -> int:
@@ -127,9 +87,3 @@ class PairwiseCounter:
         if len(text) > tokens * self._longest_token:
             raise NotPairwise
         return tokens
-
-
-def _check_new(pairs: Sequence[Pair], at_most: int) -> None:
-    """Raises TooMuchNew where more than so many bytes of pairs were never counted."""
-    if sum([pair.size_bytes for pair in pairs if not pair.tokens]) > at_most:
-        raise TooMuchNew

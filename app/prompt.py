@@ -1,43 +1,40 @@
 """What of a conversation is sent: fitted into the budget by the model's own tokens."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from app.agreement import CountAgreement, Needed
 from app.config import Settings
 from app.context import Budget, ChatMessage, Surplus, Talk, Window, budget, fit
 from app.sessions import Session
-from app.tokenizer import ChatTokenizer, CountFrom
+from app.tokenizer import ChatTokenizer
 from app.vllm import VLLMClient
 
-T = TypeVar("T")
 
-
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """A conversation cut to its budget.
 
     Attributes:
         messages: what is sent, oldest first.
+        needed: prompt tokens of `messages`, generation prompt included.
         limit: the budget in prompt tokens.
         history_pairs: earlier pairs among `messages`.
         dropped_pairs: earlier pairs left out.
     """
 
     messages: list[ChatMessage]
+    needed: Needed
     limit: int
     history_pairs: int
     dropped_pairs: int
-    _needed: Needed | Callable[[], Awaitable[int]]
 
-    async def needed(self) -> Needed:
-        """Prompt tokens of `messages`, generation prompt included; counted now where nothing depended on it before."""
-        if not isinstance(self._needed, Needed):
-            counted = await self._needed()
-            self._needed = Needed(counted, counted)
-        return self._needed
+    @property
+    def used(self) -> int:
+        """Prompt tokens by the gateway's own count."""
+        return self.needed.counted
 
 
 class Prompts:
@@ -84,18 +81,10 @@ class Prompts:
         talk = Talk(session.system_prompt, tuple(session.pairs), message, folded=folded)
         stored = len(talk.pairs)
 
-        async def counting(work: Callable[[CountFrom], T]) -> T:
-            schema, max_prompt_tokens = self._vllm.schema, allowed.max_prompt_tokens
-            return await self._tokenizer.counting(talk, work, extra, schema, max_prompt_tokens)
-
-        if not start and not self.agreement.counts_more:
-            most = self._tokenizer.most(talk, extra, self._vllm.schema)
-            if most is not None and most <= allowed.limit:
-                count_all = partial(counting, lambda count: count(0))
-                return Prompt(talk.messages(0), allowed.limit, stored, 0, count_all)
-
         async def fit_into(allowed: Budget, start: int | None) -> tuple[Window, list[ChatMessage], Needed]:
-            window = await counting(partial(fit, stored, start, allowed))
+            work = partial(fit, stored, start, allowed)
+            schema, max_prompt_tokens = self._vllm.schema, allowed.max_prompt_tokens
+            window = await self._tokenizer.counting(talk, work, extra, schema, max_prompt_tokens)
             sent = talk.messages(window.start)
             return window, sent, await self.agreement.needed(sent, extra, window.used)
 
@@ -106,4 +95,4 @@ class Prompts:
             window, sent, needed = await fit_into(allowed.lowered_by(surplus), window.start)
         if needed.tokens > allowed.limit:
             raise allowed.too_long(needed.tokens, message)
-        return Prompt(sent, allowed.limit, stored - window.start, window.start, needed)
+        return Prompt(sent, needed, allowed.limit, stored - window.start, window.start)

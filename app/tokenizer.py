@@ -77,15 +77,17 @@ class ChatTokenizer:
         self.has_config = True
         self.folder_warnings: list[str] = []
         self.warnings = list(template.warnings)
-        self._tokenizer = tokenizer
         self._longest_token = max(map(len, tokenizer.get_vocab()))
         self._threads = ThreadPoolExecutor(max(2, os.cpu_count() or 2), "tokenizer")
         self._chunks: ChunkCounter | None = None
+        self._in_python: PreTrainedTokenizerBase | None = None
         if isinstance(tokenizer, PreTrainedTokenizerFast):
             backend = tokenizer.backend_tokenizer
             backend.no_truncation()
             backend.no_padding()
             self._chunks = ChunkCounter(backend, self._samples())
+        else:
+            self._in_python = tokenizer
         self._pairwise: PairwiseCounter | None = None
         if self._chunks is not None and template.pattern is not None:
             self._pairwise = PairwiseCounter(template.pattern, self._chunks, self._longest_token)
@@ -188,16 +190,6 @@ class ChatTokenizer:
             return work(partial(self._count_at_once, _Allowance(), max_prompt_tokens, talk))
         return await self.in_thread(partial(work, whole))
 
-    def most(self, talk: Talk, extra: Mapping[str, Any], schema: RequestSchema) -> int | None:
-        """So many prompt tokens, or fewer, in a talk of which little is new; None where only `counting` can tell.
-
-        Costs a small part of that, and no wait. What it is given is as there.
-        """
-        if self._pairwise is not None and not template_arguments(extra, schema):
-            with suppress(NotPairwise, TooMuchNew):
-                return self._pairwise.most(talk, _AT_ONCE_NEW_CHARACTERS)
-        return None
-
     def _count_at_once(self, allowance: "_Allowance", max_prompt_tokens: int, talk: Talk, start: int) -> int:
         """As `_count`, but raises where it would hold up the event loop for long."""
         messages = talk.messages(start)
@@ -222,7 +214,8 @@ class ChatTokenizer:
             return self._chunks.count(text, at_most_new)
         if len(text) > at_most_new:
             raise TooMuchNew
-        return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        assert self._in_python is not None
+        return len(self._in_python(text, add_special_tokens=False)["input_ids"])
 
     def _samples(self) -> list[str]:
         """A conversation as the template renders it, for the choice of where to cut; empty where it is refused."""

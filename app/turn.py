@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
-from app.agreement import Needed
 from app.context import Pair
 from app.errors import (
     SEE_VLLM_LOG,
@@ -53,7 +52,7 @@ class ContextReceipt:
 
     Attributes:
         limit: the budget in prompt tokens.
-        used: the gateway's own count.
+        used: the gateway's own count, made before the request.
         history_pairs: earlier pairs sent.
         dropped_pairs: earlier pairs not sent, still in /history.
         forgotten_pairs: no longer stored.
@@ -188,7 +187,7 @@ class Turn:
             outcome = CANCELLED if self.cancelled else "completed"
             if prompt is None:
                 raise TurnCancelled
-            return self._finish(prompt, await prompt.needed())
+            return self._finish(prompt)
         except GatewayError as exc:
             outcome = exc.code
             raise
@@ -221,7 +220,7 @@ class Turn:
             await ask(self._request(prompt))
         except UpstreamRejected:
             agreement = self._prompts.agreement
-            if not await agreement.explains_refusal(prompt.messages, self._question.extra, await prompt.needed()):
+            if not await agreement.explains_refusal(prompt.messages, self._question.extra, prompt.needed):
                 raise
             prompt = self._prompt = await self._fit()
             await ask(self._request(prompt))
@@ -262,11 +261,11 @@ class Turn:
                         deltas.append(answer.choices[0].delta)
                 await sink.write(deltas)
 
-    def _finish(self, prompt: Prompt, needed: Needed) -> TurnResult:
+    def _finish(self, prompt: Prompt) -> TurnResult:
         """Commit, unless the turn was stopped before the first token of the reply."""
         reply, session = self._reply, self._session
         if reply.usage is not None:
-            session.surplus = self._prompts.agreement.compare(needed, reply.usage.prompt_tokens)
+            session.surplus = self._prompts.agreement.compare(prompt.needed, reply.usage.prompt_tokens)
         text = "".join(reply.text)
         dropped_pairs = prompt.dropped_pairs
         if text or not self.cancelled:
@@ -282,7 +281,7 @@ class Turn:
             usage=reply.usage,
             context=ContextReceipt(
                 limit=prompt.limit,
-                used=needed.counted,
+                used=prompt.used,
                 history_pairs=prompt.history_pairs,
                 dropped_pairs=dropped_pairs,
                 forgotten_pairs=session.forgotten_pairs,

@@ -67,7 +67,6 @@ async def measure(folder: Path, size_tokens: int) -> None:
         async def fit(message: str) -> tuple[float, Prompt]:
             started = time.perf_counter()
             prompt = await prompts.fit(session, message, prompts.budget(MAX_TOKENS), extra={}, start=0)
-            await prompt.needed()
             return time.perf_counter() - started, prompt
 
         cold_seconds, _ = await fit("ещё")
@@ -82,11 +81,10 @@ async def measure(folder: Path, size_tokens: int) -> None:
     tokenizer.close()
     turn_seconds = statistics.median(turns)
     full_seconds, tokens = full_count(folder, prompt)
-    used = (await prompt.needed()).counted
     milliseconds = "".join(f"{1000 * seconds:8.1f}" for seconds in (cold_seconds, turn_seconds, full_seconds))
-    same = "yes" if tokens == used else f"NO: {tokens}"
+    same = "yes" if tokens == prompt.used else f"NO: {tokens}"
     print(
-        f"{folder.name:<16}{used:>8}{prompt.history_pairs:>7}{milliseconds}"
+        f"{folder.name:<16}{prompt.used:>8}{prompt.history_pairs:>7}{milliseconds}"
         f"{full_seconds / turn_seconds:>10.0f}x{1000 * lag.worst_seconds:>6.0f}  {same}"
     )
 

@@ -5,45 +5,24 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, normalizers
 
-from app.chunks import ChunkCounter
+from app.chunks import ChunkCounter, TooMuchNew
 from app.tokenizer import ChatTokenizer
-from tests.tokenizers_at_hand import REAL, folder_of
+from tests.tokenizers_at_hand import REAL, WORDS, byte_level, folder_of, load, whole
 
-WORDS = "слово мир hello  return 123 e\u0301 ё 🦔 \n \r\n \t \xa0 \u3000 \u200b \x1f \x85 </ < > | <| [ ] a".split(" ")
-
-
-def byte_level(*added: AddedToken, normalizer: normalizers.Normalizer | None = None) -> Tokenizer:
-    """A tokenizer of bytes with added tokens: every byte that no added token takes is a token."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    if normalizer is not None:
-        tokenizer.normalizer = normalizer
-    tokenizer.add_tokens(list(added))
-    return tokenizer
+# A talk of so many pairs, and such a text, are too long to be encoded at once rather than by chunks.
+MANY = 40
+BULK = "я" * 1001
 
 
 def token(content: str, **how: bool) -> AddedToken:
     return AddedToken(content, **{"normalized": False, **how})
 
 
-def whole(backend: Tokenizer, text: str) -> int:
-    return len(backend.encode(text, add_special_tokens=False).ids)
-
-
 def chat(boundary: str, pairs: int = 8) -> str:
     """A rendered talk in which every message begins with the boundary."""
     return "".join(f"{boundary}user\nвопрос {number}{boundary}assistant\nответ\n" for number in range(pairs))
-
-
-def load(name: str) -> Tokenizer:
-    backend = Tokenizer.from_file(str(folder_of(name) / "tokenizer.json"))
-    backend.no_truncation()
-    backend.no_padding()
-    return backend
 
 
 BOUNDARIES = {
@@ -67,7 +46,8 @@ def test_any_text_counts_as_its_whole_encoding(name: str) -> None:
     @settings(max_examples=300, deadline=None)
     @given(st.lists(pieces | st.text(max_size=5), max_size=30).map("".join))
     def check(text: str) -> None:
-        assert counter.count(text) == counter.count(text) == whole(backend, text)
+        for any_length in (text, text + chat(BOUNDARIES[name], MANY) + text):
+            assert counter.count(any_length) == counter.count(any_length) == whole(backend, any_length)
 
     check()
 
@@ -113,7 +93,8 @@ def test_a_token_is_cut_at_only_where_that_is_exact(
     @settings(max_examples=200, deadline=None)
     @given(st.lists(parts, max_size=20).map("".join))
     def check(text: str) -> None:
-        assert counter.count(text) == whole(backend, text)
+        for any_length in (text, text + chat("<b>", MANY) + text):
+            assert counter.count(any_length) == whole(backend, any_length)
 
     check()
 
@@ -134,36 +115,36 @@ def test_without_a_token_in_every_pair_texts_are_encoded_whole() -> None:
 
 
 def test_only_what_is_new_is_encoded() -> None:
-    """A token that is added afterwards changes the counts of what is encoded from then on, and of nothing else."""
     backend = byte_level(token("<b>"))
     counter = ChunkCounter(backend, [chat("<b>")])
-    talk = chat("<b>")
-    before = counter.count(talk)
-    backend.add_tokens([token("вопрос")])
-    assert whole(backend, talk) < before
-    assert counter.count(talk) == before
-    assert counter.count(talk + "<b>вопрос") == before + 2
+    talk = chat("<b>", MANY)
+    with pytest.raises(TooMuchNew):
+        counter.count(talk, at_most_new=0)
+    counter.count(talk)
     cut = talk.removeprefix("<b>user\nвопрос 0")
-    assert counter.count(cut) == before - 1 - len("user\nвопрос 0".encode()), "nor is a history that was cut"
+    for known in (talk, cut):
+        assert counter.count(known, at_most_new=0) == whole(backend, known)
+    longer = talk + "<b>вопрос"
+    assert counter.count(longer, at_most_new=len("<b>вопрос")) == whole(backend, longer)
 
 
 def test_the_same_text_is_another_chunk_at_the_very_beginning() -> None:
     counter = ChunkCounter(byte_level(token("<b>")), [chat("<b>")])
-    length = len("привет".encode())
-    assert counter.count("привет") == length
-    assert counter.count("<b>привет") == 1 + length
-    assert counter.count("привет<b>привет") == 1 + 2 * length
+    for text in ("привет", BULK):
+        length = len(text.encode())
+        assert counter.count(text) == length
+        assert counter.count(f"<b>{text}") == 1 + length
+        assert counter.count(f"{text}<b>{text}") == 1 + 2 * length
 
 
 def test_what_is_used_is_remembered_and_what_is_not_is_forgotten() -> None:
-    backend = byte_level(token("<b>"))
-    counter = ChunkCounter(backend, [chat("<b>")], remembered=100)
-    counter.count("<b>забыто")
+    counter = ChunkCounter(byte_level(token("<b>")), [chat("<b>")], remembered=100)
+    counter.count(f"{BULK}<b>забыто")
     for number in range(1000):
-        counter.count(f"<b>помнится<b>{number}")
-    backend.add_tokens([token("забыто"), token("помнится")])
-    assert counter.count("<b>помнится") == 1 + len("помнится".encode())
-    assert counter.count("<b>забыто") == 2
+        counter.count(f"{BULK}<b>помнится<b>{number}")
+    counter.count(f"{BULK}<b>помнится", at_most_new=0)
+    with pytest.raises(TooMuchNew):
+        counter.count(f"{BULK}<b>забыто", at_most_new=0)
 
 
 @pytest.mark.shared_tokenizers
@@ -177,54 +158,3 @@ def test_a_baked_in_limit_is_off(tmp_path: Path) -> None:
     backend.save(str(tmp_path / "tokenizer.json"))
     text = "слово " * 1000
     assert ChatTokenizer.load(str(tmp_path)).count_text(text) == whole(load("qwen3"), text) > 1000
-
-
-def characters(normalizer: normalizers.Normalizer, splitter: pre_tokenizers.PreTokenizer | None = None) -> Tokenizer:
-    """A tokenizer of two characters, which takes all others byte by byte."""
-    bytes_ = [f"<0x{number:02X}>" for number in range(256)]
-    vocab = {piece: number for number, piece in enumerate(["▁", "a", *bytes_])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], byte_fallback=True))
-    tokenizer.normalizer = normalizer
-    if splitter is not None:
-        tokenizer.pre_tokenizer = splitter
-    return tokenizer
-
-
-SPACED = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-TEXTS = ["", " ", "a", "ё", "ﷺ", "🦔", "Ⅷ ½", "a b  a", "слово \n<|x|> ", "\u3000", "\x00"]
-
-
-@pytest.mark.parametrize(
-    "backend",
-    [
-        byte_level(token("<|x|>")),
-        byte_level(normalizer=normalizers.NFC()),
-        characters(SPACED),
-        characters(normalizers.NFC(), pre_tokenizers.Metaspace()),
-    ],
-)
-def test_no_text_has_more_tokens_than_is_said(backend: Tokenizer) -> None:
-    counter = ChunkCounter(backend, [])
-    for text in TEXTS:
-        most = counter.most(text)
-        assert most is not None
-        assert whole(backend, text) <= most
-
-
-@pytest.mark.parametrize(
-    "backend",
-    [
-        byte_level(normalizer=normalizers.NFKC()),
-        byte_level(normalizer=normalizers.Replace(" ", "▁")),
-        characters(normalizers.Replace(" ", "▂")),
-        characters(normalizers.Replace("a", "aaa")),
-        characters(normalizers.NFC(), pre_tokenizers.Metaspace("▂")),
-        characters(normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])),
-    ],
-)
-def test_of_some_tokenizers_nothing_is_said(backend: Tokenizer) -> None:
-    assert ChunkCounter(backend, []).most("a") is None
-
-
-def test_of_a_text_that_is_normalized_first_nothing_is_said() -> None:
-    assert ChunkCounter(byte_level(), []).most("e\u0301") is None

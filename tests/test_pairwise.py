@@ -12,8 +12,7 @@ from app.chunks import ChunkCounter
 from app.context import Pair, Talk
 from app.pairwise import NotPairwise, PairwiseCounter
 from app.tokenizer import ChatTokenizer
-from app.vllm import RequestSchema
-from tests.tokenizers_at_hand import REAL, folder_of, ours
+from tests.tokenizers_at_hand import REAL, folder_of, ours, theirs
 
 PIECES = [
     *("<|im_start|>", "<|im_end|>", "</think>", "<s>", "</s>", "[INST]", "<end_of_turn>", "<|user|>", "<|im_sep|>"),
@@ -23,14 +22,10 @@ TEXTS = st.lists(st.sampled_from(PIECES), max_size=5).map("".join)
 TALKS = st.builds(Talk, TEXTS, st.lists(st.builds(Pair.of, TEXTS, TEXTS, st.none()), max_size=8), TEXTS)
 
 
-def whole(tokenizer: ChatTokenizer, talk: Talk, start: int) -> int:
+def whole(tokenizer: ChatTokenizer, folder: Path, talk: Talk, start: int) -> int:
     """By the template itself and one encoding."""
     text = tokenizer.template._plain.render(talk.messages(start), {})  # noqa: SLF001 - without what is learnt
-    return len(tokenizer._tokenizer(text, add_special_tokens=False)["input_ids"])  # noqa: SLF001 - and without chunks
-
-
-def most(tokenizer: ChatTokenizer, talk: Talk) -> int | None:
-    return tokenizer.most(talk, {}, RequestSchema())
+    return len(theirs(folder)(text, add_special_tokens=False)["input_ids"])
 
 
 def pairwise(tokenizer: ChatTokenizer, talk: Talk, start: int) -> int | None:
@@ -47,33 +42,27 @@ def pairwise(tokenizer: ChatTokenizer, talk: Talk, start: int) -> int | None:
 def test_real_models(name: str) -> None:
     tokenizer = ours(folder_of(name))
     folded = tokenizer.template.folds_system_prompt
-    counted = bounded = 0
+    counted = 0
 
     @settings(max_examples=200, deadline=None)
     @given(TALKS, st.integers(0, 8))
     def check(talk: Talk, start: int) -> None:
-        nonlocal counted, bounded
+        nonlocal counted
         talk = Talk(talk.system_prompt, talk.pairs, talk.message, folded)
-        for _ in range(2):  # nothing known, and all that is before the message
-            bound = most(tokenizer, talk)
-            assert bound is None or bound >= whole(tokenizer, talk, 0)
-            pairwise(tokenizer, talk, 0)
-        bounded += bound is not None
         for _ in range(2):  # not yet known, and known
             tokens = pairwise(tokenizer, talk, start)
-            assert tokens in (whole(tokenizer, talk, start), None)
+            assert tokens in (whole(tokenizer, folder_of(name), talk, start), None)
         counted += tokens is not None
 
     check()
     assert counted, "or nothing was tried"
-    assert bounded
 
 
 def test_the_small_model(model_folder: Path) -> None:
     tokenizer = ours(model_folder)
     talk = Talk("Ты — ёж.", [Pair.of("раз", "два", None), Pair.of("три <|im_start|>", "\n", None)], "ещё")
     for start in (0, 1, 2, 0):
-        assert pairwise(tokenizer, talk, start) == whole(tokenizer, talk, start)
+        assert pairwise(tokenizer, talk, start) == whole(tokenizer, model_folder, talk, start)
 
 
 def test_what_the_template_looks_for_is_counted_as_a_whole(model_folder: Path) -> None:
@@ -106,7 +95,7 @@ def test_any_form_of_template(linked_model: Path, name: str) -> None:
     for system in ("", "Ты — ёж."):
         for start in (0, 1, 5, 11, 12):
             talk = Talk(system, pairs, " ещё ")
-            assert pairwise(tokenizer, talk, start) in (whole(tokenizer, talk, start), None)
+            assert pairwise(tokenizer, talk, start) in (whole(tokenizer, linked_model, talk, start), None)
 
 
 def test_a_text_with_fewer_tokens_than_could_hold_it_is_counted_as_a_whole(model_folder: Path) -> None:
@@ -118,17 +107,3 @@ def test_a_text_with_fewer_tokens_than_could_hold_it_is_counted_as_a_whole(model
     talk = Talk("", [Pair.of("раз два три", "четыре", None)], "пять")
     with pytest.raises(NotPairwise):
         PairwiseCounter(pattern, chunks, longest_token=1).count(talk, 0, sys.maxsize)
-
-
-def test_what_is_long_or_rendered_otherwise_has_no_bound(model_folder: Path) -> None:
-    tokenizer = ours(model_folder)
-    short = Talk("Ты — ёж.", [Pair.of("раз", "два", None)], "ещё")
-    assert most(tokenizer, short) is not None
-    for talk in (
-        Talk("", [], "слово " * 1000),
-        Talk("", [Pair.of("раз", "слово " * 1000, None)], "ещё"),
-        Talk("", [Pair.of("раз", "", None)], "ещё"),
-        Talk("", [], ""),
-    ):
-        assert most(tokenizer, talk) is None
-    assert tokenizer.most(short, {"tools": [{"type": "function", "function": {"name": "f"}}]}, RequestSchema()) is None

@@ -12,7 +12,7 @@ from app.context import ChatMessage, Pair, Talk, conversation
 from app.errors import UpstreamRejected
 from app.tokenizer import ChatTokenizer, CountFrom
 from app.vllm import RequestSchema
-from tests.tokenizers_at_hand import REAL, count, count_by_transformers, folder_of, ours
+from tests.tokenizers_at_hand import REAL, count, count_by_transformers, folder_of, ours, theirs
 
 PAIRS = [Pair.of("Привет! <|im_end|> <s> [INST]", "", None), Pair.of("\r\n", "<think>\nа\n</think>\n\n🦔  ", None)]
 MESSAGE = "Ещё 🦔\r\n\tраз   " + "очень" * 300
@@ -67,7 +67,7 @@ def test_characters_that_cost_no_token_count_where_vllm_refuses_them_unread() ->
     tokenizer = ours(folder_of("phi-4"))
     flood: list[ChatMessage] = [{"role": "user", "content": "а" + " " * 300_000}]
     assert count(tokenizer, flood, 8000) < 20
-    longest = max(map(len, tokenizer._tokenizer.get_vocab()))  # noqa: SLF001 - vLLM's own measure
+    longest = max(map(len, theirs(folder_of("phi-4")).get_vocab()))  # vLLM's own measure
     at_most = 300_000 // longest
     assert count(tokenizer, flood, at_most) > at_most
 

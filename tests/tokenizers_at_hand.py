@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer
 
 from app.context import ChatMessage
@@ -15,6 +16,9 @@ from app.vllm import RequestSchema
 from tests.conftest import SHARED_TOKENIZERS
 
 REAL = ["qwen3", "mistral-nemo", "phi-4", "tinyllama", "gemma-2-hybrid"]
+
+
+WORDS = "слово мир hello  return 123 e\u0301 ё 🦔 \n \r\n \t \xa0 \u3000 \u200b \x1f \x85 </ < > | <| [ ] a".split(" ")
 
 
 def folder_of(name: str) -> Path:
@@ -37,14 +41,15 @@ def count(
 
 
 @cache
-def _theirs(folder: Path) -> Any:
+def theirs(folder: Path) -> Any:
+    """The tokenizer of transformers for a folder; loaded once."""
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def count_by_transformers(folder: Path, messages: Sequence[ChatMessage], **arguments: Any) -> int:
     """Tokens of a prompt by transformers alone, template and encoding in one call."""
     return len(
-        _theirs(folder).apply_chat_template(
+        theirs(folder).apply_chat_template(
             list(messages), add_generation_prompt=True, tokenize=True, return_dict=False, **arguments
         )
     )
@@ -53,5 +58,30 @@ def count_by_transformers(folder: Path, messages: Sequence[ChatMessage], **argum
 def text_by_transformers(folder: Path, messages: Sequence[ChatMessage], arguments: Mapping[str, Any]) -> str:
     """A rendered prompt by transformers alone."""
     return str(
-        _theirs(folder).apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False, **arguments)
+        theirs(folder).apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False, **arguments)
     )
+
+
+def byte_level(*added: AddedToken, normalizer: normalizers.Normalizer | None = None) -> Tokenizer:
+    """A tokenizer of bytes with added tokens: every byte that no added token takes is a token."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer
+    tokenizer.add_tokens(list(added))
+    return tokenizer
+
+
+def load(name: str) -> Tokenizer:
+    """A real model's tokenizer without truncation and padding."""
+    backend = Tokenizer.from_file(str(folder_of(name) / "tokenizer.json"))
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+def whole(backend: Tokenizer, text: str) -> int:
+    """Tokens of a text by tokenizers alone, in one encoding."""
+    return len(backend.encode(text, add_special_tokens=False).ids)
