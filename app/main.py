@@ -157,19 +157,13 @@ def _configure_logging(level: str) -> None:
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.basicConfig(level=logging.WARNING, format=_LOG_FORMAT.format(name="%(name)s"))
     logging.getLogger("app").setLevel(level)
-    for server in (logging.getLogger("uvicorn"), logging.getLogger("uvicorn.access")):
-        for handler in server.handlers:
-            # Its own name for what it logs beside requests is uvicorn.error, which alarms those who read the log.
-            handler.setFormatter(logging.Formatter(_LOG_FORMAT.format(name="uvicorn")))
-    logging.getLogger("uvicorn.access").addFilter(_tells_something)
-
-
-def _tells_something(access: logging.LogRecord) -> bool:
-    """All but what is expected every few seconds, that the gateway lives, and what has a line of its own, a turn."""
-    match access.args:
-        case (_, "GET", "/health" | "/ready", _, 200) | (_, "POST", "/chat", _, 200):
-            return False
-    return True
+    for handler in logging.getLogger("uvicorn").handlers:
+        # Its own name for what it logs beside requests is uvicorn.error, which alarms those who read the log.
+        handler.setFormatter(logging.Formatter(_LOG_FORMAT.format(name="uvicorn")))
+    # Without a handler uvicorn does not even make its lines about requests. `RequestId` logs what is worth one.
+    access = logging.getLogger("uvicorn.access")
+    access.handlers.clear()
+    access.propagate = False
 
 
 def _openapi(api: FastAPI) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import re
 import secrets
 import traceback
 from collections.abc import Awaitable
+from urllib.parse import quote
 
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
@@ -19,6 +20,7 @@ log = logging.getLogger(__name__)
 # Time for whatever supervises the gateway to start it again.
 _RESTART_SECONDS = 5
 
+_EXPECTED = frozenset({"/chat", "/health", "/ready"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._~:+/=-]{1,128}")
 
 
@@ -54,7 +56,7 @@ def beginning_with(body: bytes, receive: Receive) -> Receive:
 
 
 class RequestId:
-    """Gives every request an id: the client's X-Request-Id if it is a sane one, else a new one; returns it."""
+    """Gives every request an id: the client's X-Request-Id if it is a sane one, else a new one; returns and logs it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -71,9 +73,19 @@ class RequestId:
         def send_with_id(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+                _log_access(scope, message["status"])
             return send(message)
 
         await self._app(scope, receive, send_with_id)
+
+
+def _log_access(scope: Scope, status: int) -> None:
+    """A line for every request but the expected: the answered checks of every few seconds, and turns with their own."""
+    if status == 200 and scope["path"] in _EXPECTED:
+        return
+    client = "{}:{}".format(*scope["client"]) if scope["client"] else "-"
+    request = (scope["method"], quote(scope["path"]), scope["http_version"])
+    log.info('%s "%s %s HTTP/%s" %d request=%s', client, *request, status, scope["state"]["request_id"])
 
 
 class ErrorBoundary:
