@@ -10,6 +10,7 @@ from app.chunks import ChunkCounter, TooMuchNew
 from app.context import Pair, Talk
 from app.pattern import TalkPattern, Uniform
 
+_HEADS = 10_000
 _OF_NO_PATTERN = -1
 """A pair's tokens where the template would not treat it as others."""
 
@@ -42,6 +43,7 @@ class PairwiseCounter:
         self._pattern = pattern
         self._chunks = chunks
         self._longest_token = longest_token
+        self._heads: dict[int, int] = {}
         boundary = chunks.boundary
         uniform = {} if boundary is None or chunks.count("") else pattern.uniform()
         cuts = {has_system: _Cut.of(form, boundary) for has_system, form in uniform.items() if boundary}
@@ -60,16 +62,26 @@ class PairwiseCounter:
         cut = self._cuts.get(bool(system))
         if cut is None or (talk.folded and system):
             raise NotPairwise
-        if not self._pattern.holds_for([system, message] if system else [message]):
+        if not self._pattern.holds_for([message]):
             raise NotPairwise
         if sum([pair.size_bytes for pair in pairs if not pair.tokens]) > at_most_new:
             raise TooMuchNew
         tokens = [pair.tokens or self._count_pair(pair, cut) for pair in pairs]
         if _OF_NO_PATTERN in tokens:
             raise NotPairwise
-        head = cut.form.head(system).removesuffix(cut.after)
+        head = self._heads.get(hash(system)) or self._count_head(system, cut, at_most_new)
         tail = cut.after + cut.form.tail(system, message)
-        return sum(tokens) + self._part(head, at_most_new, followed=True) + self._part(tail, at_most_new)
+        return sum(tokens) + head + self._part(tail, at_most_new)
+
+    def _count_head(self, system: str, cut: _Cut, at_most_new: int) -> int:
+        """Count what comes before the first pair, and keep that under the system prompt's hash."""
+        if system and not self._pattern.holds_for([system]):
+            raise NotPairwise
+        tokens = self._part(cut.form.head(system).removesuffix(cut.after), at_most_new, followed=True)
+        if len(self._heads) == _HEADS:
+            self._heads.clear()
+        self._heads[hash(system)] = tokens
+        return tokens
 
     def _count_pair(self, pair: Pair, cut: _Cut) -> int:
         """Count a pair that never was; 0 is no count of any."""

@@ -384,7 +384,8 @@ class VLLMClient:
         data = _json(body)
         return await self._http.post(
             url,
-            data=data if len(data) <= _AT_ONCE_BYTES else io.BytesIO(data),  # by and by, as the server takes it
+            # A long one by and by, as the server takes it.
+            data=aiohttp.BytesPayload(data) if len(data) <= _AT_ONCE_BYTES else io.BytesIO(data),
             headers={**headers, "Content-Type": "application/json"},
             timeout=timeouts,
             allow_redirects=False,
