@@ -1,6 +1,8 @@
 """The real vLLM, started once for all tests of this folder, and a gateway in front of it."""
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
@@ -9,6 +11,7 @@ import pytest
 from bench.cancel import in_flight
 from demo.stand import Server, start_vllm
 from tests.conftest import StartGateway, gateways_before
+from tests.e2e.pairs import PAIRS, count_with_the_default_pair, resolve
 from tests.scripted_vllm import KEY
 
 
@@ -33,6 +36,34 @@ class RealVLLM:
     def close(self) -> None:
         """Close the connection."""
         self._http.close()
+
+
+@dataclass(frozen=True)
+class Begun:
+    """Work that takes minutes and is begun before it is asked for: it goes on beside tests that wait for a vLLM.
+
+    Attributes:
+        resolved: what pip would install, by pair of versions.
+        counted: the tests of counting with the default pair's libraries, see `count_with_the_default_pair`.
+    """
+
+    resolved: dict[str, "Future[dict[str, str]]"]
+    counted: "Future[tuple[list[str], str]]"
+
+
+@pytest.fixture(scope="session")
+def begun(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Iterator[Begun]:
+    del model_folder  # only that not both make it
+    with ThreadPoolExecutor(1) as one_by_one:
+        counted = one_by_one.submit(count_with_the_default_pair, tmp_path_factory.mktemp("default-pair"))
+        yield Begun({pair: one_by_one.submit(resolve, pair) for pair in PAIRS}, counted)
+        one_by_one.shutdown(wait=False, cancel_futures=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _begin(request: pytest.FixtureRequest) -> None:
+    if any("begun" in getattr(item, "fixturenames", ()) for item in request.session.items):
+        request.getfixturevalue("begun")
 
 
 @pytest.fixture(scope="session")

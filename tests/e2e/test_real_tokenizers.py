@@ -2,7 +2,8 @@
 
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from bench.refusals import MAX_CONTEXT_TOKENS, MAX_MODEL_LEN, VLLM_ARGUMENTS, Seeker, defects
 from client.api import GatewayClient
 from demo.environments import WORK
-from demo.stand import random_model, start_vllm
+from demo.stand import Server, random_model, start_vllm
 from tests.conftest import Gateway, gateways_before
 from tests.scripted_vllm import KEY
 from tests.servers import wait_until
@@ -20,11 +21,13 @@ from tests.tokenizers_at_hand import REAL, folder_of
 pytestmark = [pytest.mark.vllm, pytest.mark.shared_tokenizers, pytest.mark.timeout(600)]
 
 TURNS = 80
+IN_PARTS = "tinyllama-in-parts"
+NAMES = [*REAL, IN_PARTS]
 
 
 def in_parts() -> Path:
     """A tokenizer's folder whose template, as those of models that see pictures, takes contents in parts."""
-    folder = WORK / "tokenizers" / "tinyllama-in-parts"
+    folder = WORK / "tokenizers" / IN_PARTS
     if not folder.exists():
         shutil.copytree(folder_of("tinyllama"), folder, copy_function=shutil.copyfile)
         template = TRIMS_TEXT_ONLY.replace("<|im_end|>", "</s>").replace("<|im_start|>", "<|")
@@ -32,15 +35,31 @@ def in_parts() -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=[*REAL, "tinyllama-in-parts"])
-def gateway(request: pytest.FixtureRequest) -> Iterator[Gateway]:
+@pytest.fixture(scope="module")
+def start() -> Iterator[Callable[[str], tuple[Path, Server]]]:
+    """Starts a vLLM with a tokenizer, and the next one already: it takes most of a minute and one core each."""
+    started: dict[str, tuple[Path, Server]] = {}
+    with ExitStack() as stack:
+
+        def start(name: str) -> tuple[Path, Server]:
+            for wanted in NAMES[NAMES.index(name) :][:2]:
+                if wanted not in started:
+                    model = random_model(in_parts() if wanted == IN_PARTS else folder_of(wanted))
+                    server = start_vllm(model, KEY, MAX_MODEL_LEN, *VLLM_ARGUMENTS, "--enforce-eager")
+                    started[wanted] = model, stack.enter_context(server)
+            return started[name]
+
+        yield start
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def gateway(request: pytest.FixtureRequest, start: Callable[[str], tuple[Path, Server]]) -> Iterator[Gateway]:
     """A gateway before a vLLM with this tokenizer, both with little room."""
-    model = random_model(in_parts() if request.param == "tinyllama-in-parts" else folder_of(request.param))
-    with start_vllm(model, KEY, MAX_MODEL_LEN, *VLLM_ARGUMENTS, "--enforce-eager") as server:
-        server.wait_until_ready()
-        start = gateways_before(server.url, model, timeout_seconds=60)
-        with start(max_context_tokens=MAX_CONTEXT_TOKENS) as started:
-            yield started
+    model, server = start(request.param)
+    server.wait_until_ready()
+    with gateways_before(server.url, model, timeout_seconds=60)(max_context_tokens=MAX_CONTEXT_TOKENS) as started:
+        yield started
+    server.stop()
 
 
 def test_the_probes_agree(gateway: Gateway, caplog: pytest.LogCaptureFixture) -> None:

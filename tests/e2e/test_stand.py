@@ -29,6 +29,7 @@ KEY = "kljuch-kotoryj-nikto-ne-ugadaet"
 SECRET_TEXT = "тайна, которой не место в журнале"
 URL = "http://127.0.0.1:8080"
 CPU_IMAGE = "public.ecr.aws/q9t5s3a7/vllm-cpu-release-repo:v0.32.0"
+FOR_THE_CPU = "docker-compose.yaml:deploy/docker-compose.cpu.yaml"
 LONG = {"max_tokens": 6000, "extra": {"ignore_eos": True}}
 
 
@@ -69,6 +70,16 @@ class Stand:
             check=False,
         )
 
+    def begin(self, command: str, **environ: str) -> "subprocess.Popen[bytes]":
+        """Type a command and go on."""
+        return subprocess.Popen(
+            ["bash", "-c", command],
+            cwd=self.folder,
+            env={"PATH": os.environ["PATH"], "HOME": str(self.folder), **environ},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
     def inspect(self, service: str) -> Any:
         """What Docker knows of a service's container."""
         container = self.type(f"docker compose ps --all --quiet {service}").strip()
@@ -104,7 +115,8 @@ def stand(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Itera
         prepared.type(start)
         # In place of a GPU the processor works, and the gateway must not wait for it: as the override for the CPU says.
         prepared.type("docker update --cpu-shares 64 $(docker compose ps --quiet vllm)")
-        wait_until(lambda: answers(URL), 240)
+        with prepared.begin("docker compose build gateway", COMPOSE_FILE=FOR_THE_CPU):  # while vLLM starts
+            wait_until(lambda: answers(URL), 240)
         yield prepared
     finally:
         prepared.type("docker compose down --timeout 5")
@@ -156,7 +168,7 @@ def test_compose_accepts_every_combination(tmp_path: Path, model_folder: Path, e
         if wanted and line.startswith("#") and line[1:].partition("=")[0].isidentifier() and line[1:2].isupper():
             lines = lines.replace(line, line[1:])
     (tmp_path / ".env").write_text(lines)
-    files = "docker-compose.yaml:deploy/docker-compose.cpu.yaml" if cpu else "docker-compose.yaml"
+    files = FOR_THE_CPU if cpu else "docker-compose.yaml"
     stand.type("docker compose config --quiet", COMPOSE_FILE=files)
     services = json.loads(stand.type("docker compose config --format json", COMPOSE_FILE=files))["services"]
     assert services.keys() == {"gateway", "vllm"}
@@ -370,7 +382,7 @@ def test_without_a_gpu_and_without_a_way_out(stand: Stand, tmp_path: Path) -> No
     stand.type("docker compose down --timeout 5")
     (stand.folder / "internal.yaml").write_text("networks: {default: {internal: true}}\n")
     stand.type(f"docker tag vllm/vllm-openai:latest {CPU_IMAGE}")  # the machine's own in place of the published one
-    stand.set(COMPOSE_FILE="docker-compose.yaml:deploy/docker-compose.cpu.yaml:internal.yaml")
+    stand.set(COMPOSE_FILE=f"{FOR_THE_CPU}:internal.yaml")
     stand.type("docker compose up --detach --build")
     details = stand.inspect("gateway")
     url = f"http://{details['NetworkSettings']['Networks'][f'{PROJECT}_default']['IPAddress']}:8080"
