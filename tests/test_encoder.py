@@ -18,11 +18,11 @@ def test_real_tokenizers_are_encoded_fast_and_the_same(name: str) -> None:
     encoder = Encoder(backend, [])
     assert encoder.is_fast
     added = [token.content for token in backend.get_added_tokens_decoder().values()]
-    pieces = st.sampled_from([*WORDS, *added[:100]]) | st.characters(codec="utf-8") | st.text(max_size=5)
+    pieces = st.sampled_from([*WORDS, *added[:100]]) | st.text(max_size=5)
     runs = st.builds(str.__mul__, pieces, st.integers(1, 40))
 
     @settings(max_examples=500, deadline=None)
-    @given(st.lists(st.lists(pieces | runs, max_size=30).map("".join), min_size=1, max_size=12))
+    @given(st.lists(st.lists(pieces | runs, max_size=20).map("".join), max_size=10))
     def check(texts: list[str]) -> None:
         assert encoder.count(texts) == [whole(backend, text) for text in texts]
 
