@@ -255,14 +255,13 @@ def conversation(system_prompt: str, pairs: Sequence[Pair], message: str, *, fol
         message: the user's new one.
         folded: for models that know no system message: the first message of the user begins with its text.
     """
-    questions = [pair.user for pair in pairs] + [message]
     messages: list[ChatMessage] = []
-    if system_prompt and folded:
-        questions[0] = f"{system_prompt}\n\n{questions[0]}"
-    elif system_prompt:
+    if system_prompt and not folded:
         messages.append({"role": "system", "content": system_prompt})
-    for question, pair in zip(questions, pairs, strict=False):
-        messages.append({"role": "user", "content": question})
+    for pair in pairs:
+        messages.append({"role": "user", "content": pair.user})
         messages.append({"role": "assistant", "content": pair.assistant})
-    messages.append({"role": "user", "content": questions[-1]})
+    messages.append({"role": "user", "content": message})
+    if system_prompt and folded:
+        messages[0]["content"] = f"{system_prompt}\n\n{messages[0]['content']}"
     return messages
