@@ -7,8 +7,9 @@ upstream without anything before it (direct) and to nginx.
 
 - turns: whole answers as JSON, each client in talks of 20 turns, one after another without a pause. Where the server
   keeps no history, the client sends it.
-- streams: so many at once, 50 tokens a second each. A gap is the time between two reads that brought something;
-  failed are those that were refused, or not at their end five times as long after their start as they should be.
+- streams: so many at once, 50 tokens a second each; medians of some rounds. A gap is the time between two reads that
+  brought something; failed are those that were refused, or not at their end five times as long after their start as
+  they should be.
 - long talk: what the last turns of a long talk cost, beside those at its beginning, one client.
 - memory: resident, before and after all that.
 
@@ -25,7 +26,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import uvloop
@@ -42,13 +43,13 @@ STREAMS = (1, 200, 1000)
 ROUNDS = 3
 ROUND_SECONDS = 3.0
 TALK_TURNS = 20
-STREAM_SECONDS = 8
+STREAM_SECONDS = 5
 LONG_TALKS = 3
 EARLY_TURN, LATE_TURN = 10, 400
 AROUND = 5
 """So many turns on either side are measured with the turn that is meant."""
 
-STREAM_LIMIT_SECONDS = 40
+STREAM_LIMIT_SECONDS = 25
 LATENCIES = ("first p50", "first p99", "gap p50", "gap p99")
 
 
@@ -62,7 +63,7 @@ class Subject:
     idle_bytes: int = 0
     turn_seconds: dict[int, list[float]] = field(default_factory=dict)
     turns_per_second: dict[int, list[float]] = field(default_factory=dict)
-    streams: dict[int, "Streamed"] = field(default_factory=dict)
+    streams: dict[int, list["Streamed"]] = field(default_factory=dict)
     long_talk_seconds: tuple[float, float] | None = None
 
     async def run_turns(self, clients: int) -> None:
@@ -87,9 +88,14 @@ class Subject:
         _close(connections)
 
     async def run_streams(self, number: int) -> None:
-        """So many streams that start at once."""
+        """A round of so many streams that start at once."""
         tokens = STREAM_SECONDS * TOKENS_PER_SECOND
-        self.streams[number] = await stream_at_once(self.server.url, self.talk, number, tokens, STREAM_LIMIT_SECONDS)
+        streamed = await stream_at_once(self.server.url, self.talk, number, tokens, STREAM_LIMIT_SECONDS)
+        self.streams.setdefault(number, []).append(streamed)
+
+    def events_per_second(self, number: int) -> float:
+        """Of so many streams together."""
+        return statistics.median(streamed.events_per_second for streamed in self.streams[number])
 
     async def run_long_talk(self) -> None:
         """Long talks, as long as is asked for."""
@@ -140,6 +146,12 @@ class Streamed:
         """The columns of `LATENCIES`."""
         both = (self.first, self.gaps or [0])
         return [1000 * percentile(values, percent) for values in both for percent in (50, 99)]
+
+
+def latencies(rounds: Sequence[Streamed]) -> list[str]:
+    """The columns of `LATENCIES`: medians over rounds, in milliseconds."""
+    columns = zip(*(streamed.milliseconds() for streamed in rounds), strict=True)
+    return [f"{statistics.median(column):.1f}" for column in columns]
 
 
 async def stream_at_once(
@@ -214,14 +226,11 @@ def start(stack: ExitStack, asked: argparse.Namespace, cores: Sequence[int]) -> 
 async def measure(subjects: Sequence[Subject], only: Sequence[str]) -> None:
     """All measurements, those of one kind one after another, so that all meet the same machine."""
     if "turns" in only:
-        for clients in TURN_CLIENTS:
-            for _ in range(ROUNDS):
-                for subject in subjects:
-                    await subject.run_turns(clients)
+        for clients, _, subject in product(TURN_CLIENTS, range(ROUNDS), subjects):
+            await subject.run_turns(clients)
     if "streams" in only:
-        for number in STREAMS:
-            for subject in subjects:
-                await subject.run_streams(number)
+        for number, _, subject in product(STREAMS, range(ROUNDS), subjects):
+            await subject.run_streams(number)
     if "long" in only:
         for subject in subjects:
             await subject.run_long_talk()
@@ -256,10 +265,10 @@ def report(subjects: Sequence[Subject]) -> None:
         print(f"\nstreams: {number}", end="")
         print_head("events/s", "of direct", "of nginx", *LATENCIES, "failed")
         for subject in subjects:
-            streamed = subject.streams[number]
-            rates = [one.streams[number].events_per_second if one else 0 for one in (subject, direct, nginx)]
-            milliseconds = [f"{value:.1f}" for value in streamed.milliseconds()]
-            print_row(subject.name, f"{rates[0]:.0f}", *ratios(rates), *milliseconds, str(streamed.failures))
+            rounds = subject.streams[number]
+            rates = [one.events_per_second(number) if one else 0 for one in (subject, direct, nginx)]
+            failures = sum(streamed.failures for streamed in rounds)
+            print_row(subject.name, f"{rates[0]:.0f}", *ratios(rates), *latencies(rounds), str(failures))
     if direct.long_talk_seconds:
         print("\nlong talk", end="")
         print_head(f"turn {EARLY_TURN} ms", f"turn {LATE_TURN} ms", "ratio")

@@ -13,7 +13,7 @@ from functools import partial
 import uvloop
 
 from bench.load import Connection, opened
-from bench.overhead import LATENCIES, Streamed, print_head, print_row, stream_at_once
+from bench.overhead import LATENCIES, Streamed, latencies, print_head, print_row, stream_at_once
 from bench.talks import CompletionsTalk, GatewayTalk, Talk
 
 STREAMS = (1, 64, 256)
@@ -68,12 +68,11 @@ def report(number: int, tokens: int, seen: Mapping[str, Sequence[Streamed]]) -> 
         for name, rounds in seen.items()
     }
     for name, rounds in seen.items():
-        milliseconds = map(statistics.median, zip(*(one.milliseconds() for one in rounds), strict=True))
         print_row(
             name,
             f"{rates[name]:.0f}",
             f"{rates[name] / rates[DIRECT]:.3f}",
-            *(f"{value:.1f}" for value in milliseconds),
+            *latencies(rounds),
             str(sum(one.failures for one in rounds)),
         )
 
