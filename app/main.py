@@ -147,7 +147,7 @@ def _settle() -> None:
     with suppress(AttributeError):  # other C libraries have no such function
         ctypes.CDLL(None).malloc_trim(0)
     gc.freeze()
-    gc.set_threshold(500_000, 20, 100)
+    gc.set_threshold(200_000, 20, 100)
 
 
 def _configure_logging(level: str) -> None:
