@@ -77,7 +77,6 @@ def create_app(settings: Settings) -> ASGIApp:
             watch = VLLMWatch(vllm, tokenizer, prompts.agreement)
             await stack.enter_async_context(running(sweep_sessions(sessions)))
             await stack.enter_async_context(running(watch.run()))
-            _settle()
             yield {"chat": chat, "vllm": vllm, "watch": watch}
 
     api = FastAPIOffline(
@@ -123,6 +122,7 @@ def __getattr__(name: str) -> ASGIApp:
         _allow_many_connections()
         _configure_logging(settings.log_level)
         app = globals()[name] = create_app(settings)
+        _settle()
     except ConfigError as exc:
         print(f"Ошибка: {exc}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
@@ -140,8 +140,9 @@ def _allow_many_connections() -> None:
 def _settle() -> None:
     """Give back the memory that only the start took, and have the garbage collector look seldom at the rest.
 
-    It never looks at what is here now, half a million objects of libraries, which stay. A turn leaves no garbage in
-    circles, but a thousand that begin at once would be held up several times for a look at them all.
+    It never looks at what is here now, half a million objects of libraries, which stay: that is for a process which is
+    one gateway and nothing else. A turn leaves no garbage in circles, but a thousand that begin at once would be held
+    up several times for a look at them all.
     """
     gc.collect()
     with suppress(AttributeError):  # other C libraries have no such function

@@ -57,7 +57,7 @@ def count_with_the_default_pair(folder: Path) -> tuple[list[str], str]:
 def _output_of(arguments: Sequence[str], environ: Mapping[str, str]) -> str:
     """What Python prints in the project's folder, while others have the processor first."""
     environ = {**os.environ, **environ}
-    command = ["nice", sys.executable, *arguments]
+    command = ["nice", "-n", "19", sys.executable, *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=False, timeout=1200)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
