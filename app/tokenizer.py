@@ -149,8 +149,9 @@ class ChatTokenizer:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def close(self) -> None:
-        """Let the threads go."""
+        """Let the threads go, and the vocabulary: FastAPI's caches hold on to an app that has ended, and so to this."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._chunks = self._pairwise = self._in_python = None
 
     async def counting(
         self,

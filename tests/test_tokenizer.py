@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import weakref
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -156,3 +157,11 @@ def test_what_vllm_will_refuse_is_counted_or_refused(model_folder: Path, extra: 
         assert count(ours(model_folder), TALK, **extra) > 0
     except UpstreamRejected as exc:
         assert "Шаблон чата" in exc.detail  # noqa: PT017 - either is right
+
+
+def test_once_closed_it_holds_no_vocabulary(model_folder: Path) -> None:
+    tokenizer = ChatTokenizer.load(str(model_folder))
+    counter = weakref.ref(tokenizer._chunks)  # noqa: SLF001 - what is large does not show
+    assert counter() is not None
+    tokenizer.close()
+    assert counter() is None
