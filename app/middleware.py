@@ -81,7 +81,7 @@ class RequestId:
 
 def _log_access(scope: Scope, status: int) -> None:
     """A line for every request but the expected: the answered checks of every few seconds, and turns with their own."""
-    if status == 200 and scope["path"] in _EXPECTED:
+    if (status == 200 and scope["path"] in _EXPECTED) or not log.isEnabledFor(logging.INFO):
         return
     client = "{}:{}".format(*scope["client"]) if scope["client"] else "-"
     request = (scope["method"], quote(scope["path"]), scope["http_version"])
