@@ -31,6 +31,7 @@ class ChunkCounter:
 
     Attributes:
         boundary: the added token before which texts are cut. None: none would be exact, every text is encoded whole.
+        is_fast: whether fastokens encodes.
     """
 
     def __init__(self, backend: Tokenizer, samples: Sequence[str], remembered: int = 65_536) -> None:
@@ -43,6 +44,7 @@ class ChunkCounter:
         """
         self.boundary: str | None = None
         self._encoder = Encoder(backend, samples)
+        self.is_fast = self._encoder.is_fast
         self._swallows_space_before = False
         self._remembered = remembered
         self._recent: dict[int, int] = {}
@@ -70,7 +72,7 @@ class ChunkCounter:
         """
         if followed and self._swallows_space_before:
             text = text.rstrip(_WHITE_SPACE)
-        is_short = self._encoder.is_fast and len(text) <= min(_SHORT_CHARACTERS, at_most_new)
+        is_short = self.is_fast and len(text) <= min(_SHORT_CHARACTERS, at_most_new)
         if is_short or self.boundary is None:
             return self._encode([text], at_most_new)[0]
         return self._count_chunks(text, self.boundary, at_most_new)

@@ -33,6 +33,9 @@ _AT_ONCE_MESSAGES = 300
 _AT_ONCE_CHARACTERS = 150_000
 _AT_ONCE_NEW_CHARACTERS = 3_000
 
+# One more than a text needs that takes long. Each holds memory, see app/encoder.py.
+_FAST_THREADS = 2
+
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json", "vocab.txt", "spiece.model")
 _SAMPLE_TEXTS = [
     ("Привет!  ", "  Здравствуйте.\n"),
@@ -78,7 +81,6 @@ class ChatTokenizer:
         self.folder_warnings: list[str] = []
         self.warnings = list(template.warnings)
         self._longest_token = max(map(len, tokenizer.get_vocab()))
-        self._threads = ThreadPoolExecutor(max(2, os.cpu_count() or 2), "tokenizer")
         self._chunks: ChunkCounter | None = None
         self._in_python: PreTrainedTokenizerBase | None = None
         if isinstance(tokenizer, PreTrainedTokenizerFast):
@@ -88,6 +90,8 @@ class ChatTokenizer:
             self._chunks = ChunkCounter(backend, self._samples())
         else:
             self._in_python = tokenizer
+        is_fast = self._chunks is not None and self._chunks.is_fast
+        self._threads = ThreadPoolExecutor(_FAST_THREADS if is_fast else max(2, os.cpu_count() or 2), "tokenizer")
         self._pairwise: PairwiseCounter | None = None
         if self._chunks is not None and template.pattern is not None:
             self._pairwise = PairwiseCounter(template.pattern, self._chunks, self._longest_token)

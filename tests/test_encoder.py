@@ -1,5 +1,8 @@
 """The quick encoder: used only where it counts as tokenizers does, and then in every text."""
 
+import random
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,6 +30,34 @@ def test_real_tokenizers_are_encoded_fast_and_the_same(name: str) -> None:
         assert encoder.count(texts) == [whole(backend, text) for text in texts]
 
     check()
+
+
+@pytest.mark.shared_tokenizers
+@pytest.mark.parametrize("name", REAL)
+def test_what_was_encoded_before_changes_no_count(name: str) -> None:
+    """The quick one keeps what it found out about long texts, and 0.3.2 used it where the next text went on otherwise.
+
+    https://github.com/crusoecloud/fastokens, its cache of matches: a run of spaces ended where that of the text before
+    had ended, if both began with the same 4 KiB.
+    """
+    backend = load(name)
+    encoder = Encoder(backend, [])
+    chooser = random.Random(0)
+    runs = [" " * 3, " " * 700, "\n\n", "\t", "x" * 300, "7" * 50]
+    for _ in range(8):
+        words = "".join(chooser.choice([f" {word}" for word in WORDS]) for _ in range(2_000))
+        beginning = words + chooser.choice(runs)
+        texts = [beginning + end for end in ("x", "", " ", "\n", "\tx", "y", *runs)]
+        one_by_one = [encoder.count([text])[0] for text in texts]
+        assert one_by_one == [whole(backend, text) for text in texts]
+
+
+def test_texts_are_encoded_without_threads_of_the_library() -> None:
+    encoder = Encoder(byte_level(), [])
+    assert encoder.is_fast
+    encoder.count([TEXT * 50] * 100)
+    names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+    assert not [name for name in names if "fastokens" in name]
 
 
 def wordpiece() -> Tokenizer:
