@@ -5,9 +5,9 @@ is zero. Reading that count takes some milliseconds itself: `reading` is what on
 is the longest that this machine kept a sleeping thread waiting meanwhile: no stop can be sooner than that.
 """
 
+import argparse
 import re
 import statistics
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -74,7 +74,9 @@ ACTS: dict[str, Act] = {
 
 def main() -> None:
     """Print one row per way to stop."""
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 20
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rounds", nargs="?", type=int, default=20, help="of each way to stop")
+    rounds = parser.parse_args().rounds
     model = generated_model()
     with start_vllm(model, KEY) as vllm:
         vllm.wait_until_ready()

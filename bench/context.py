@@ -10,10 +10,10 @@ Milliseconds at the median, for a history of so many tokens:
 All but `full` is the way that every /chat goes: `Prompts.fit`, with its thread.
 """
 
+import argparse
 import asyncio
 import random
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any, Self
@@ -44,7 +44,9 @@ TURN_TOKENS = 600
 
 def main() -> None:
     """Print one row per folder and size."""
-    folders = [Path(name) for name in sys.argv[1:]] or sorted(REAL_TOKENIZERS.glob("*/")) or [generated_model()]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER", help="of a model's tokenizer")
+    folders = parser.parse_args().folders or sorted(REAL_TOKENIZERS.glob("*/")) or [generated_model()]
     print(
         f"{'tokenizer':<16}{'tokens':>8}{'pairs':>7}{'cold':>8}{'turn':>8}{'full':>8}{'full/turn':>11}{'lag':>6}  same"
     )

@@ -6,9 +6,9 @@ an engine paces them: in steps, each of which gives every stream in flight its n
 less than any gateway can count.
 """
 
+import argparse
 import asyncio
 import json
-import sys
 from functools import cache
 from itertools import count
 from typing import Any, Literal, cast
@@ -35,7 +35,9 @@ Form = Literal["chat", "responses"]
 
 def main() -> None:
     """Serve until the process is ended."""
-    uvloop.run(serve(int(sys.argv[1])))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("port", type=int)
+    uvloop.run(serve(parser.parse_args().port))
 
 
 async def serve(port: int) -> None:

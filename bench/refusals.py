@@ -5,6 +5,7 @@ what the model takes. No prompt may be refused by vLLM, counted otherwise than v
 room than it was promised. TOKENIZER is a folder as a model would carry it; without it, the small model's is used.
 """
 
+import argparse
 import random
 import sys
 from collections import Counter
@@ -145,8 +146,12 @@ def defects(seen: Counter[str]) -> dict[str, int]:
 
 def main() -> int:
     """Lead the sessions, some at a time, and print what became of their turns."""
-    sessions = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
-    model = random_model(Path(sys.argv[2])) if len(sys.argv) > 2 else generated_model()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sessions", nargs="?", type=int, default=2000)
+    parser.add_argument("tokenizer", nargs="?", type=Path, help="folder of a model's tokenizer")
+    asked = parser.parse_args()
+    sessions = asked.sessions
+    model = random_model(asked.tokenizer) if asked.tokenizer else generated_model()
     with start_vllm(model, KEY, MAX_MODEL_LEN, *VLLM_ARGUMENTS) as vllm:
         vllm.wait_until_ready()
         narrow = str(MAX_CONTEXT_TOKENS)

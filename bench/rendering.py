@@ -5,8 +5,8 @@ end, `live` that of showing it as it comes, and `core` the share of a processor 
 that a piece had to wait for the screen.
 """
 
+import argparse
 import io
-import sys
 import time
 
 from rich.console import Console
@@ -30,7 +30,9 @@ REPLIES = {
 
 def main() -> None:
     """Print one row per kind of reply."""
-    rate = float(sys.argv[1]) if len(sys.argv) > 1 else 1000
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rate", nargs="?", type=float, default=1000, metavar="PIECES_PER_SECOND")
+    rate = parser.parse_args().rate
     print(f"{'seconds':<24}    KB     once     live    ratio     core     wait")
     for name, text in REPLIES.items():
         console = Console(file=io.StringIO(), force_terminal=True, width=WIDTH, height=HEIGHT, color_system="256")

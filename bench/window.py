@@ -6,9 +6,9 @@ milliseconds (median, p90); the share of prompt tokens that came from vLLM's pre
 and what share of the limit the prompts took, which is what a lower ratio costs.
 """
 
+import argparse
 import random
 import statistics
-import sys
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -78,7 +78,9 @@ class Talk:
 
 def main() -> None:
     """Print one row per ratio."""
-    ratios = sys.argv[1:] or RATIOS
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("ratios", nargs="*", default=RATIOS, metavar="RATIO", help="a TRIM_TARGET_RATIO")
+    ratios = parser.parse_args().ratios
     model = larger_model(layers=6, hidden=256)
     python = prepare("gateway")
     with start_vllm(model, KEY) as vllm, ExitStack() as stack:

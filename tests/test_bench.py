@@ -1,6 +1,8 @@
-"""What bench.overhead measures with: the load, its talks and the upstream understand each other and the gateway."""
+"""The measurements say how they are used, and what bench.overhead measures with understands each other."""
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +18,18 @@ from demo.stand import free_port
 from tests.conftest import gateways_before
 
 pytestmark = pytest.mark.anyio
+
+
+BENCH = Path(__file__).parents[1] / "bench"
+PROGRAMS = sorted(path.stem for path in BENCH.glob("*.py") if "__main__" in path.read_text())
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_every_measurement_says_how_it_is_used(name: str) -> None:
+    command = [sys.executable, "-m", f"bench.{name}", "--help"]
+    shown = subprocess.run(command, cwd=BENCH.parent, capture_output=True, text=True, check=True).stdout
+    assert shown.startswith("usage: ")
+    assert f"python -m bench.{name}" in shown
 
 
 async def lead(url: str, talk_with: Callable[[Connection], Talk]) -> None:
