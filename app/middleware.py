@@ -112,7 +112,7 @@ class ErrorBoundary:
         try:
             await self._app(scope, receive, send_and_note)
         except GatewayError as exc:
-            error = exc
+            error = exc.with_traceback(None)  # its frames hold this one and the body: a circle that is found late
         except asyncio.CancelledError:
             # The server is told to stop and will wait no longer; nothing else cancels a request from outside.
             error = Overloaded(

@@ -1,0 +1,73 @@
+"""A gateway's process holds nothing of turns that came to nothing."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from bench.overhead import resident_bytes
+from demo.stand import start_gateway
+from tests.conftest import Gateway, SessionOf, Upstream, wait_until_idle
+from tests.scripted_vllm import ScriptedVLLM, delta, hanging, refusal, streamed
+
+TURNS = 200
+MESSAGE = "слово " * 20_000
+MESSAGE_BYTES = len(MESSAGE.encode())
+
+# As many at first fill pools and caches.
+WARM_UP_TURNS = 20
+
+
+@pytest.fixture
+def process(upstream: Upstream, model_folder: Path) -> Iterator[tuple[Gateway, int]]:
+    """A gateway in a process of its own, which takes long messages, and the process's id."""
+    upstream.script.max_model_len = 1_000_000
+    long = {"MAX_CONTEXT_TOKENS": "900000", "LOG_LEVEL": "ERROR"}
+    with start_gateway(Path(sys.executable), upstream.url, model_folder, **long) as server:
+        server.wait_until_ready()
+        with httpx2.Client(base_url=server.url, timeout=30) as http:
+            yield Gateway(server.url, http), server.process.pid
+
+
+def unknown(session: SessionOf, _: ScriptedVLLM) -> None:
+    session.gateway.refused(404, "session_not_found", "/chat", session_id="нет такой", message=MESSAGE)
+
+
+def refused_by_the_gateway(session: SessionOf, _: ScriptedVLLM) -> None:
+    session.refused(422, "invalid_request", "/chat", message=MESSAGE, extra={"n": 2})
+
+
+def refused_by_vllm(session: SessionOf, vllm: ScriptedVLLM) -> None:
+    vllm.scripts.append(refusal(500, "engine died"))
+    session.refused(502, "upstream_error", "/chat", message=MESSAGE)
+
+
+def broken_off(session: SessionOf, vllm: ScriptedVLLM) -> None:
+    vllm.scripts.append(streamed([delta(content="нача"), None]))
+    assert session.events(MESSAGE)[-1][0] == "error"
+
+
+def left(session: SessionOf, vllm: ScriptedVLLM) -> None:
+    vllm.scripts.append(hanging())
+    with session.stream(MESSAGE) as source:
+        assert source.response.status_code == 200
+    wait_until_idle(vllm)
+    session.ok("/cancel")
+
+
+@pytest.mark.parametrize("turn", [unknown, refused_by_the_gateway, refused_by_vllm, broken_off, left])
+def test_failed_turns_leave_nothing(
+    process: tuple[Gateway, int], vllm: ScriptedVLLM, turn: Callable[[SessionOf, ScriptedVLLM], None]
+) -> None:
+    """What a turn leaves in a circle of references stays until the garbage collector looks, which is seldom."""
+    gateway, pid = process
+    session = gateway.open()
+    for _ in range(WARM_UP_TURNS):
+        turn(session, vllm)
+    before = resident_bytes(pid)
+    for _ in range(TURNS):
+        turn(session, vllm)
+    grown = resident_bytes(pid) - before
+    assert grown < TURNS * MESSAGE_BYTES / 4, f"{grown / 1e6:.1f} MB"
