@@ -5,7 +5,7 @@ import io
 import json
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -39,6 +39,7 @@ _KEEP_ALIVE_SECONDS = 3.0
 _PROBE_SECONDS = 1.0
 _QUESTION_SECONDS = 30.0
 _TOKENIZE_SECONDS = 5.0
+_LOOK_SECONDS = 1.0
 _AT_ONCE_BYTES = 256 * 1024
 _KEY = re.compile(r"[!-~]+")
 _DONE = b"[DONE]"
@@ -195,12 +196,12 @@ class VLLMClient:
         self._root_url = settings.vllm_root_url
         self.model = settings.vllm_model_name
         self.total_timeout_seconds = settings.vllm_total_timeout_seconds
-        connect, idle = settings.vllm_connect_timeout_seconds, settings.vllm_idle_timeout_seconds
+        self._idle_seconds = settings.vllm_idle_timeout_seconds
+        connect = settings.vllm_connect_timeout_seconds
         self._chat_url = URL(f"{settings.vllm_base_url}/chat/completions")
         self._tokenize_url = URL(f"{settings.vllm_root_url}/tokenize")
-        self._question_timeout = aiohttp.ClientTimeout(sock_connect=connect, sock_read=_QUESTION_SECONDS)
-        self._json_timeout = aiohttp.ClientTimeout(sock_connect=connect, sock_read=self.total_timeout_seconds)
-        self._stream_timeout = aiohttp.ClientTimeout(sock_connect=connect, sock_read=idle)
+        self._question_timeout = aiohttp.ClientTimeout(_QUESTION_SECONDS, sock_connect=connect)
+        self._turn_timeout = aiohttp.ClientTimeout(sock_connect=connect)
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -333,7 +334,7 @@ class VLLMClient:
         return tokenized.count
 
     async def complete(self, request: Mapping[str, Any], key: SecretStr, headers: Mapping[str, str]) -> Answer:
-        """Ask for a whole answer as JSON.
+        """Ask for a whole answer as JSON. How long that may take in all is up to the caller.
 
         Args:
             request: the body, without what this method sets.
@@ -341,11 +342,8 @@ class VLLMClient:
             headers: further ones.
         """
         with _translated(self._base_url):
-            response = await self._post(self._chat_url, request, self._json_timeout, {**_authorization(key), **headers})
-            try:
-                answer = _decode(await _read_ok(response))
-            finally:
-                response.close()
+            response = await self._post(self._chat_url, request, self._turn_timeout, {**_authorization(key), **headers})
+            answer = _decode(await _read_ok(response, self.total_timeout_seconds))
         if not answer.choices or answer.choices[0].message is None:
             raise UpstreamError("В ответе vLLM нет сообщения модели.")
         return answer
@@ -358,14 +356,12 @@ class VLLMClient:
         streamed = {**request, "stream": True, "stream_options": {"include_usage": True}}
         headers = {**_authorization(key), **headers}
         with _translated(self._base_url):
-            response = await self._post(self._chat_url, streamed, self._stream_timeout, headers)
-        try:
+            async with asyncio.timeout(self._idle_seconds):
+                response = await self._post(self._chat_url, streamed, self._turn_timeout, headers)
             if response.status != 200:
-                with _translated(self._base_url):
-                    await _read_ok(response)
-            yield AnswerStream(response.content, self._base_url)
-        finally:
-            response.close()
+                await _read_ok(response, self._idle_seconds)
+        with closing(_Body(response, self._idle_seconds)) as body:
+            yield AnswerStream(body, self._base_url)
 
     async def _get(self, url: str, headers: Mapping[str, str] | None = None) -> bytes:
         """The body of a 200."""
@@ -392,12 +388,55 @@ class VLLMClient:
         )
 
 
+class _Body:
+    """The body of a response as it comes, for as long as it may.
+
+    Those who wait for more of it would wait for ever where the connection ends with what is no HTTP: aiohttp (3.14)
+    tells them nothing, and counts the time no longer. Its own limit for silence would also cost a timer at every read.
+    """
+
+    def __init__(self, response: aiohttp.ClientResponse, idle_seconds: float) -> None:
+        """`idle_seconds` is how long the server may be silent."""
+        self._response = response
+        self._idle_seconds = idle_seconds
+        self._loop = asyncio.get_running_loop()
+        self._waits_since: float | None = None
+        self._timer = self._loop.call_later(min(_LOOK_SECONDS, idle_seconds), self._look)
+
+    async def read(self) -> bytes:
+        """What came since the last time; empty at the end. Raises aiohttp's errors."""
+        self._waits_since = self._loop.time()
+        received = await self._response.content.readany()
+        self._waits_since = None
+        return received
+
+    def at_end(self) -> bool:
+        """Whether all was read."""
+        return self._response.content.at_eof()
+
+    def close(self) -> None:
+        """Cut the connection, unless all was read."""
+        self._timer.cancel()
+        self._response.close()
+
+    def _look(self) -> None:
+        """Tell one who waits that nothing will come."""
+        self._timer = self._loop.call_later(min(_LOOK_SECONDS, self._idle_seconds), self._look)
+        content, connection = self._response.content, self._response.connection
+        if self._waits_since is None or content.is_eof() or content.exception() is not None:
+            return
+        if connection is None or connection.closed:
+            content.set_exception(aiohttp.ClientPayloadError("the connection has ended"))
+        elif self._loop.time() - self._waits_since >= self._idle_seconds:
+            content.set_exception(aiohttp.SocketTimeoutError("the server is silent"))
+
+
 class AnswerStream:
     """vLLM's answer as it comes."""
 
-    def __init__(self, content: aiohttp.StreamReader, url: str) -> None:
+    def __init__(self, body: _Body, url: str) -> None:
         """`url` is the server's, for errors."""
-        self._content = content
+        self._body = body
         self._url = url
         self._decoder = sse.Decoder(MAX_EVENT_BYTES)
         self._done = False
@@ -413,7 +452,7 @@ class AnswerStream:
             if self._failure is not None:
                 raise self._failure
             try:
-                received = await self._content.readany()
+                received = await self._body.read()
             except _FOREIGN as exc:
                 raise _ours(exc, self._url) from exc
             if not received:
@@ -441,23 +480,24 @@ class AnswerStream:
 
     async def _read_to_the_end(self) -> None:
         """What may follow the last event, so that the connection can be used again."""
-        if not self._content.at_eof():
+        if not self._body.at_end():
             with suppress(*_FOREIGN):
                 async with asyncio.timeout(_END_SECONDS):
-                    while await self._content.readany():
+                    while await self._body.read():
                         pass
 
 
-async def _read_ok(response: aiohttp.ClientResponse) -> bytes:
-    """The body of a 200."""
-    body = bytearray()
-    while received := await response.content.readany():
-        body += received
-        if len(body) > MAX_ANSWER_BYTES:
-            raise UpstreamError(f"Ответ vLLM больше {MAX_ANSWER_BYTES} байт.")
+async def _read_ok(response: aiohttp.ClientResponse, idle_seconds: float = _QUESTION_SECONDS) -> bytes:
+    """The body of a 200; the response is closed then."""
+    read = bytearray()
+    with closing(_Body(response, idle_seconds)) as body:
+        while received := await body.read():
+            read += received
+            if len(read) > MAX_ANSWER_BYTES:
+                raise UpstreamError(f"Ответ vLLM больше {MAX_ANSWER_BYTES} байт.")
     if response.status != 200:
-        raise _refusal(response, bytes(body))
-    return bytes(body)
+        raise _refusal(response, bytes(read))
+    return bytes(read)
 
 
 def _decode(data: bytes) -> Answer:

@@ -14,6 +14,7 @@ class Network:
         is_up: while it is not, connections are refused, and there are none.
         held: requests that begin so are not passed on until `release`.
         seen: what clients have sent, as it was read.
+        heard: what they were last sent.
     """
 
     def __init__(self, server_url: str) -> None:
@@ -24,6 +25,7 @@ class Network:
         self.is_up = True
         self.held: bytes | None = None
         self.seen: list[bytes] = []
+        self.heard = b""
         self._released = threading.Event()
         self._drop_answer_to: bytes | None = None
         self._muted: set[socket.socket] = set()
@@ -37,6 +39,13 @@ class Network:
     def cut(self) -> None:
         """Cut every connection."""
         self._end(*self._open)
+
+    def garble(self) -> None:
+        """Say what is no HTTP to every client, and cut."""
+        for client in self._open[::2]:
+            with suppress(OSError):  # it has gone before
+                client.sendall(b"no size\r\n")
+        self.cut()
 
     def release(self) -> None:
         """Pass on what was held."""
@@ -86,6 +95,7 @@ class Network:
                 if server in self._muted:
                     break
                 client.sendall(data)
+                self.heard = data
         self._end(client, server)
 
     @staticmethod

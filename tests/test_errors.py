@@ -5,6 +5,8 @@ import re
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -13,9 +15,10 @@ import pytest
 
 from app import errors, vllm
 from app.errors import GatewayError
-from tests.conftest import Gateway, SessionOf, StartGateway, Upstream, problem
-from tests.scripted_vllm import DONE, KEY, Script, ScriptedVLLM, delta, event, refusal, streamed, whole
-from tests.servers import unused_url
+from tests.conftest import Gateway, SessionOf, StartGateway, Upstream, gateways_before, problem
+from tests.proxy import network_to
+from tests.scripted_vllm import DONE, KEY, Script, ScriptedVLLM, delta, event, hanging, refusal, streamed, whole
+from tests.servers import unused_url, wait_until
 
 
 def all_errors() -> list[type[GatewayError]]:
@@ -406,6 +409,33 @@ def test_a_stream_that_falls_silent_ends_with_an_error_event(start_gateway: Star
         session = gateway.open()
         vllm.scripts.append(streamed([delta(content="нача"), 5.0]))
         assert [name for name, _ in session.events("а")] == ["delta", "error"]
+        assert session.contents() == []
+
+
+def test_what_is_no_http_in_the_middle_of_a_stream_ends_it(upstream: Upstream, model_folder: Path) -> None:
+    upstream.script.scripts.append(hanging("нача"))
+    with network_to(upstream.url) as network, gateways_before(network.url, model_folder)() as gateway:
+        session = gateway.open()
+        with session.stream("а") as source:
+            events = iter(source)
+            assert next(events).event == "delta"
+            network.garble()
+            [(name, body)] = [(event.event, event.json()) for event in events]
+        assert name == "error"
+        assert isinstance(body, dict)
+        assert body["code"] == "upstream_error"
+        assert session.contents() == []
+
+
+def test_what_is_no_http_in_the_middle_of_an_answer_ends_it(upstream: Upstream, model_folder: Path) -> None:
+    upstream.script.scripts.append(Script([b'{"choices"', 60.0]))
+    with network_to(upstream.url) as network, gateways_before(network.url, model_folder)() as gateway:
+        session = gateway.open()
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(session.refused, 502, "upstream_error", "/chat", message="а")
+            wait_until(lambda: network.heard.endswith(b'{"choices"\r\n'))
+            network.garble()
+            asked.result()
         assert session.contents() == []
 
 
