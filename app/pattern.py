@@ -14,24 +14,28 @@ Render = Callable[[Sequence[ChatMessage]], str]
 
 # What a template may use and still be learnt. The rest could decide by a text unseen, or change from day to day.
 _CALLS = frozenset({"raise_exception", "namespace", "range"})
-_FILTERS = frozenset("trim length count list first last default d selectattr rejectattr tojson string items".split())
+_FILTERS = frozenset("trim length count list first last default d selectattr rejectattr string items".split())
 _TESTS = frozenset(
     "string defined undefined none mapping iterable sequence boolean true false number integer eq equalto ne in odd "
     "even".split()
 )
 _BEYOND = (
     *(nodes.Macro, nodes.CallBlock, nodes.AssignBlock, nodes.FilterBlock),
-    *(nodes.Mul, nodes.Pow, nodes.Div, nodes.FloorDiv),
+    *(nodes.Mul, nodes.Pow, nodes.Div, nodes.FloorDiv, nodes.Concat),
     *(nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends),
 )
+_OF_TOOLS = frozenset({"function", "arguments", "parameters"})
 _LARGEST_NUMBER = 20
 
 # Pairs at either end of a talk for which a template may have other words than for those between, at least.
 _EDGE_PAIRS = 2
 
 
-class Unpredictable(Exception):
-    """The template does something that cannot be foreseen from its structure."""
+class Unpredictable(BaseException):
+    """The template does something that cannot be foreseen from its structure.
+
+    Not an Exception, because jinja's own tests catch those.
+    """
 
 
 @dataclass
@@ -77,7 +81,7 @@ def _refuse(*_: object, **__: object) -> NoReturn:
     raise Unpredictable
 
 
-_DECISIONS = "__eq__ __ne__ __lt__ __le__ __gt__ __ge__ __hash__ __format__".split()
+_DECISIONS = "__eq__ __ne__ __lt__ __le__ __gt__ __ge__ __hash__ __format__ __repr__".split()
 for _name in {*dir(str), *_DECISIONS} - ({*dir(object), "__add__", "__iter__"} - {*_DECISIONS}):
     setattr(_Derived, _name, _refuse)
 
@@ -312,9 +316,8 @@ class TalkPattern:
 
 def _largest_number(tree: nodes.Template) -> int:
     """The largest number in a template that uses only what can be followed. Raises Unpredictable where it does not."""
-    said = [node for output in tree.find_all(nodes.Output) for node in output.nodes]
-    joined_unsaid = {id(node) for node in tree.find_all(nodes.Concat)} - {id(node) for node in said}
-    if joined_unsaid or not all(map(_is_followed, tree.find_all(nodes.Node))):
+    said = {id(node) for output in tree.find_all(nodes.Output) for node in _parts_said(output.nodes)}
+    if not all(id(node) in said or _is_followed(node) for node in tree.find_all(nodes.Node)):
         raise Unpredictable
     largest = max((abs(int(const.value)) for const in tree.find_all(nodes.Const) if _is_number(const)), default=0)
     if largest > _LARGEST_NUMBER:
@@ -322,23 +325,76 @@ def _largest_number(tree: nodes.Template) -> int:
     return largest
 
 
+def _parts_said(expressions: Sequence[nodes.Expr]) -> Iterator[nodes.Node]:
+    """Expressions whose values are said as they are, so that nothing can be decided by them."""
+    for expression in expressions:
+        match expression:
+            case nodes.Concat(nodes=parts):
+                yield expression
+                yield from _parts_said(parts)
+            case nodes.Filter(name="tojson"):
+                yield expression
+            case nodes.Add(left=left, right=right):
+                yield from _parts_said([left, right])
+            case nodes.CondExpr(expr1=one, expr2=other):
+                yield from _parts_said([one] if other is None else [one, other])
+
+
 def _is_followed(node: nodes.Node) -> bool:
+    """Whether it is known what a template decides by this, and by what texts.
+
+    Python itself looks into a text in the methods of another, in the search for it in another, and where it makes a
+    string of something that holds it; the text does not notice.
+    """
     match node:
-        case nodes.Call(node=nodes.Name(name=name)):
-            followed = name in _CALLS
-        case nodes.Filter(name="selectattr" | "rejectattr", args=[_, nodes.Const(value=test), *_]):
-            followed = test in _TESTS
-        case nodes.Filter(name=name):
-            followed = name in _FILTERS
-        case nodes.Test(name=name):
-            followed = name in _TESTS
+        case nodes.Call():
+            followed = _is_followed_call(node)
+        case nodes.Filter():
+            followed = _is_followed_filter(node)
+        case nodes.Test(name=name, args=arguments):
+            followed = name in _TESTS and (name != "in" or _are_listed(arguments))
+        case nodes.Compare(expr=left, ops=operands):
+            containers = [operand.expr for operand in operands if operand.op in ("in", "notin")]
+            followed = isinstance(left, nodes.Const) or _are_listed(containers)
         case nodes.Const(value=value):
             followed = type(value) is not float
         case nodes.Add(left=left, right=right):
             followed = not (_is_number(left) and _is_number(right))
+        case nodes.Mod(right=right):
+            followed = _is_number(right)
         case _:
             followed = not isinstance(node, _BEYOND)
     return followed
+
+
+def _is_followed_call(call: nodes.Call) -> bool:
+    match call:
+        case nodes.Call(node=nodes.Name(name=name)):
+            return name in _CALLS
+        case nodes.Call(kwargs=[], dyn_args=None, dyn_kwargs=None):
+            return _are_constants(call.args)
+    return False
+
+
+def _is_followed_filter(used: nodes.Filter) -> bool:
+    match used:
+        case nodes.Filter(name="selectattr" | "rejectattr", args=[_, nodes.Const(value=test), *arguments]):
+            return test in _TESTS and (test != "in" or _are_listed(arguments))
+        case nodes.Filter(
+            name="tojson", node=nodes.Getattr(attr=member) | nodes.Getitem(arg=nodes.Const(value=member))
+        ):
+            return member in _OF_TOOLS
+        case nodes.Filter(name="trim"):
+            return _are_constants(used.args)
+    return used.name in _FILTERS
+
+
+def _are_constants(expressions: Sequence[nodes.Expr]) -> bool:
+    return all(isinstance(expression, nodes.Const) for expression in expressions)
+
+
+def _are_listed(expressions: Sequence[nodes.Expr]) -> bool:
+    return all(isinstance(expression, nodes.List | nodes.Tuple) for expression in expressions)
 
 
 def _is_number(node: nodes.Node) -> bool:

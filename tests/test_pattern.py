@@ -70,6 +70,9 @@ LEARNT = {
     "wants to alternate": "{% set ns = namespace(n=0) %}" + LOOP + "{% if m.role != 'system' %}{% if (m.role == 'user')"
     " != (ns.n % 2 == 0) %}{{ raise_exception('') }}{% endif %}{% set ns.n = ns.n + 1 %}{% endif %}{{ m.content }}"
     + END,
+    "roles in a list": LOOP + "{{ '<loud>' if m.role in ['user', 'system'] }}{{ m.content }}" + END,
+    "tool calls, if there were any": LOOP + "{% for call in m.tool_calls %}{% set out = call.function | tojson %}"
+    "{{ out[:-1] ~ (call.id | tojson) + (call | tojson) }}{% endfor %}{{ m.content }}" + END,
     "tools, if there were any": "{% if tools %}{{ tools | tojson }}{% endif %}" + PLAIN,
 }  # fmt: skip
 
@@ -85,7 +88,17 @@ NOT_LEARNT = {
     "decides by JSON": LOOP + "{{ '<loud>' if '!' in (m | tojson) }}{{ m.content }}" + END,
     "decides by what it put together": LOOP + "{% set x = m.role + m.content %}{{ 'x' if 'user!' in x }}{{ x }}" + END,
     "joins before it says": LOOP + "{% set x = m.role ~ m.content %}{{ 'x' if 'user!' in x }}{{ x }}" + END,
+    "decides by the JSON of a text": LOOP + "{{ 'x' if '!' in m.content | tojson }}{{ m.content }}" + END,
+    "decides by messages as text": LOOP + "{{ 'x' if '!' in messages | string }}{{ m.content }}" + END,
+    "looks for the text in words": LOOP + "{{ 'x' if m.content in 'yes!' }}{{ m.content }}" + END,
+    "looks for the text in words by a test": LOOP + "{{ 'x' if m.content is in 'yes!' }}{{ m.content }}" + END,
+    "selects by the text in words": "{{ messages | selectattr('content', 'in', 'yes!') | list | length }}" + PLAIN,
+    "asks words about the text": LOOP + "{{ 'x' if 'yes!'.endswith(m.content) }}{{ m.content }}" + END,
+    "joins by a method": LOOP + "{% set x = ''.join([m.content]) %}{{ 'x' if '!' in x }}{{ x }}" + END,
+    "trims words by the text": LOOP + "{{ 'yes!' | trim(m.content) }}{{ m.content }}" + END,
+    "takes a text for a sequence": LOOP + "{{ 'x' if m.content is sequence }}{{ m.content }}" + END,
     "formats": LOOP + "{% set x = '%s!' % m.content %}{{ 'x' if '!!' in x }}{{ x }}" + END,
+    "formats some": LOOP + "{% set x = '%s!' % (m.content,) %}{{ 'x' if '!!' in x }}{{ x }}" + END,
     "a macro": "{% macro f(c) %}{{ c }}{% endmacro %}" + LOOP + "{{ 'x' if '!' in f(m.content) }}{{ m.content }}" + END,
     "a block": LOOP + "{% set x %}{{ m.content }}{% endset %}{{ 'x' if '!' in x }}{{ x }}" + END,
     "compares messages": LOOP + "{{ 'x' if m == messages[0] }}{{ m.content }}" + END,
