@@ -9,7 +9,7 @@ upstream without anything before it (direct) and to nginx.
   keeps no history, the client sends it.
 - streams: so many at once, 50 tokens a second each; medians of some rounds. A gap is the time between two reads that
   brought something; failed are those that were refused, or not at their end five times as long after their start as
-  they should be.
+  they should be. Those that brought nothing at all are in no first token, which flatters a server that fails.
 - long talk: what the last turns of a long talk cost, beside those at its beginning, one client.
 - memory: resident, before and after all that.
 
@@ -18,6 +18,7 @@ TOKENIZER is the folder of a model's tokenizer; without it, the small model's is
 
 import argparse
 import asyncio
+import math
 import os
 import resource
 import statistics
@@ -145,7 +146,7 @@ class Streamed:
         """By the connections over which they came."""
         arrivals = [connection.arrivals for connection in connections if connection.arrivals]
         return cls(
-            max(times[-1] for times in arrivals) - started,
+            max((times[-1] for times in arrivals), default=time.perf_counter()) - started,
             sum(connection.events for connection in connections),
             [times[0] - started for times in arrivals],
             [after - before for times in arrivals for before, after in pairwise(times)],
@@ -159,7 +160,7 @@ class Streamed:
 
     def milliseconds(self) -> list[float]:
         """The columns of `LATENCIES`."""
-        both = (self.first, self.gaps or [0])
+        both = (self.first or [math.nan], self.gaps or [0])
         return [1000 * percentile(values, percent) for values in both for percent in (50, 99)]
 
 

@@ -9,15 +9,25 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers
 
 from app.encoder import Encoder
-from tests.tokenizers_at_hand import REAL, WORDS, byte_level, load, whole
+from tests.tokenizers_at_hand import REAL, WORDS, byte_level, folder_of, theirs, whole
 
+# TinyLlama's, as transformers 5 builds it, is unknown to the quick one.
+FAST = [name for name in REAL if name != "tinyllama"]
 TEXT = "Привет, мир! <b> it's 3.14\n\n  🦔 e\u0301"
 
 
+def real(name: str) -> Tokenizer:
+    """A real model's tokenizer as the gateway has it: built by transformers, without truncation and padding."""
+    backend: Tokenizer = theirs(folder_of(name)).backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
 @pytest.mark.shared_tokenizers
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("name", FAST)
 def test_real_tokenizers_are_encoded_fast_and_the_same(name: str) -> None:
-    backend = load(name)
+    backend = real(name)
     encoder = Encoder(backend, [])
     assert encoder.is_fast
     added = [token.content for token in backend.get_added_tokens_decoder().values()]
@@ -33,14 +43,14 @@ def test_real_tokenizers_are_encoded_fast_and_the_same(name: str) -> None:
 
 
 @pytest.mark.shared_tokenizers
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("name", FAST)
 def test_what_was_encoded_before_changes_no_count(name: str) -> None:
     """The quick one keeps what it found out about long texts, and 0.3.2 used it where the next text went on otherwise.
 
     https://github.com/crusoecloud/fastokens, its cache of matches: a run of spaces ended where that of the text before
     had ended, if both began with the same 4 KiB.
     """
-    backend = load(name)
+    backend = real(name)
     encoder = Encoder(backend, [])
     chooser = random.Random(0)
     runs = [" " * 3, " " * 700, "\n\n", "\t", "x" * 300, "7" * 50]
