@@ -35,6 +35,14 @@ def unknown(session: SessionOf, _: ScriptedVLLM) -> None:
     session.gateway.refused(404, "session_not_found", "/chat", session_id="нет такой", message=MESSAGE)
 
 
+def wrong_key(session: SessionOf, _: ScriptedVLLM) -> None:
+    session.gateway.refused(401, "invalid_key", "/init_session", vllm_api_key="wrong", system_prompt=MESSAGE)
+
+
+def invalid(session: SessionOf, _: ScriptedVLLM) -> None:
+    session.refused(422, "invalid_request", "/chat", message=MESSAGE, max_tokens="много")
+
+
 def refused_by_the_gateway(session: SessionOf, _: ScriptedVLLM) -> None:
     session.refused(422, "invalid_request", "/chat", message=MESSAGE, extra={"n": 2})
 
@@ -57,7 +65,9 @@ def left(session: SessionOf, vllm: ScriptedVLLM) -> None:
     session.ok("/cancel")
 
 
-@pytest.mark.parametrize("turn", [unknown, refused_by_the_gateway, refused_by_vllm, broken_off, left])
+@pytest.mark.parametrize(
+    "turn", [unknown, wrong_key, invalid, refused_by_the_gateway, refused_by_vllm, broken_off, left]
+)
 def test_failed_turns_leave_nothing(
     process: tuple[Gateway, int], vllm: ScriptedVLLM, turn: Callable[[SessionOf, ScriptedVLLM], None]
 ) -> None:
