@@ -354,8 +354,8 @@ def _is_followed(node: nodes.Node) -> bool:
         case nodes.Test(name=name, args=arguments):
             followed = name in _TESTS and (name != "in" or _are_listed(arguments))
         case nodes.Compare(expr=left, ops=operands):
-            containers = [operand.expr for operand in operands if operand.op in ("in", "notin")]
-            followed = isinstance(left, nodes.Const) or _are_listed(containers)
+            searched = [operand.expr for operand in operands if operand.op in ("in", "notin")]
+            followed = _are_listed(searched) or (len(operands) == 1 and isinstance(left, nodes.Const))
         case nodes.Const(value=value):
             followed = type(value) is not float
         case nodes.Add(left=left, right=right):
