@@ -319,7 +319,11 @@ def _largest_number(tree: nodes.Template) -> int:
     said = {id(node) for output in tree.find_all(nodes.Output) for node in _parts_said(output.nodes)}
     if not all(id(node) in said or _is_followed(node) for node in tree.find_all(nodes.Node)):
         raise Unpredictable
-    largest = max((abs(int(const.value)) for const in tree.find_all(nodes.Const) if _is_number(const)), default=0)
+    numbers = [abs(int(const.value)) for const in tree.find_all(nodes.Const) if _is_number(const)]
+    # How many there are of something is a number, too.
+    numbers += [len(some.items) for some in tree.find_all(nodes.Node) if isinstance(some, nodes.List | nodes.Tuple)]
+    numbers += [len(call.args) for call in tree.find_all(nodes.Call)]
+    largest = max(numbers, default=0)
     if largest > _LARGEST_NUMBER:
         raise Unpredictable
     return largest
@@ -362,6 +366,10 @@ def _is_followed(node: nodes.Node) -> bool:
             followed = not (_is_number(left) and _is_number(right))
         case nodes.Mod(right=right):
             followed = _is_number(right)
+        case nodes.Getitem(node=nodes.Const()):
+            followed = False
+        case nodes.Keyword(key=name) | nodes.NSRef(attr=name) | nodes.Pair(key=nodes.Const(value=name)):
+            followed = name not in _OF_TOOLS
         case _:
             followed = not isinstance(node, _BEYOND)
     return followed
@@ -378,15 +386,23 @@ def _is_followed_call(call: nodes.Call) -> bool:
 
 def _is_followed_filter(used: nodes.Filter) -> bool:
     match used:
+        case nodes.Filter(dyn_args=nodes.Expr()) | nodes.Filter(dyn_kwargs=nodes.Expr()):
+            followed = False
         case nodes.Filter(name="selectattr" | "rejectattr", args=[_, nodes.Const(value=test), *arguments]):
-            return test in _TESTS and (test != "in" or _are_listed(arguments))
+            followed = test in _TESTS and (test != "in" or _are_listed(arguments))
+        case nodes.Filter(name="selectattr" | "rejectattr", args=arguments):
+            followed = len(arguments) == 1
+        case nodes.Filter(name="length" | "count", node=nodes.Const()):
+            followed = False
         case nodes.Filter(
             name="tojson", node=nodes.Getattr(attr=member) | nodes.Getitem(arg=nodes.Const(value=member))
         ):
-            return member in _OF_TOOLS
-        case nodes.Filter(name="trim"):
-            return _are_constants(used.args)
-    return used.name in _FILTERS
+            followed = member in _OF_TOOLS
+        case nodes.Filter(name="trim", args=arguments):
+            followed = _are_constants(arguments)
+        case _:
+            followed = used.name in _FILTERS
+    return followed
 
 
 def _are_constants(expressions: Sequence[nodes.Expr]) -> bool:

@@ -64,8 +64,10 @@ class TurnResponse(Response):
 class EventStream:
     """Writes events to one client; the `Sink` of a streamed turn."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, keep_alive_seconds: float = KEEP_ALIVE_SECONDS) -> None:
+        """A silence of `keep_alive_seconds` is broken with a comment."""
         self._send = send
+        self._keep_alive_seconds = keep_alive_seconds
         self._loop = asyncio.get_running_loop()
         self._last_write = 0.0
         self._silence: asyncio.TimerHandle | None = None
@@ -80,7 +82,7 @@ class EventStream:
         ]
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         self._last_write = self._loop.time()
-        self._silence = self._loop.call_later(KEEP_ALIVE_SECONDS, self._break_silence)
+        self._silence = self._loop.call_later(self._keep_alive_seconds, self._break_silence)
 
     async def write(self, messages: list[Message]) -> None:
         """Send each piece as an event of its own, all in one write."""
@@ -106,10 +108,11 @@ class EventStream:
 
     def _break_silence(self) -> None:
         """Send a comment where the silence is long, so that nothing on the way gives the connection up."""
-        due = self._last_write + KEEP_ALIVE_SECONDS
+        due = self._last_write + self._keep_alive_seconds
         if due <= self._loop.time():
-            self._comment = asyncio.ensure_future(self._write(sse.KEEP_ALIVE))
-            due = self._loop.time() + KEEP_ALIVE_SECONDS
+            if self._comment is None or self._comment.done():  # else the client has not taken the last one yet
+                self._comment = asyncio.ensure_future(self._write(sse.KEEP_ALIVE))
+            due = self._loop.time() + self._keep_alive_seconds
         self._silence = self._loop.call_at(due, self._break_silence)
 
     def _write(self, data: bytes) -> Awaitable[None]:

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import math
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
@@ -40,6 +41,7 @@ _PROBE_SECONDS = 1.0
 _QUESTION_SECONDS = 30.0
 _TOKENIZE_SECONDS = 5.0
 _LOOK_SECONDS = 1.0
+_LOOKS = 4
 _AT_ONCE_BYTES = 256 * 1024
 _KEY = re.compile(r"[!-~]+")
 _DONE = b"[DONE]"
@@ -206,7 +208,7 @@ class VLLMClient:
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_SECONDS),
+            connector=_Connector(limit=0, keepalive_timeout=_KEEP_ALIVE_SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"Accept-Encoding": "identity"},
             auto_decompress=False,
@@ -388,6 +390,17 @@ class VLLMClient:
         )
 
 
+class _Connector(aiohttp.TCPConnector):
+    """Uses no connection again on which something came that was not asked for: it would be the answer to another."""
+
+    async def _get(self, key: Any, traces: Any) -> aiohttp.connector.Connection | None:
+        connection = await super()._get(key, traces)
+        while connection is not None and connection.protocol is not None and connection.protocol.should_close:
+            connection.close()
+            connection = await super()._get(key, traces)
+        return connection
+
+
 class _Body:
     """The body of a response as it comes, for as long as it may.
 
@@ -398,16 +411,23 @@ class _Body:
     def __init__(self, response: aiohttp.ClientResponse, idle_seconds: float) -> None:
         """`idle_seconds` is how long the server may be silent."""
         self._response = response
-        self._idle_seconds = idle_seconds
+        self._is_awaited = False
+        self._bytes = 0
+        self._silent_looks = 0
+        # Looks, not seconds, are counted: a gateway that stood still has not heard what has come meanwhile.
+        self._seconds = min(_LOOK_SECONDS, idle_seconds / _LOOKS)
+        self._most_silent_looks = math.ceil(idle_seconds / self._seconds)
         self._loop = asyncio.get_running_loop()
-        self._waits_since: float | None = None
-        self._timer = self._loop.call_later(min(_LOOK_SECONDS, idle_seconds), self._look)
+        self._timer = self._loop.call_later(self._seconds, self._look)
 
     async def read(self) -> bytes:
         """What came since the last time; empty at the end. Raises aiohttp's errors."""
-        self._waits_since = self._loop.time()
-        received = await self._response.content.readany()
-        self._waits_since = None
+        self._is_awaited = True
+        try:
+            received = await self._response.content.readany()
+        except RuntimeError as exc:  # the connection ended so while nobody waited
+            raise aiohttp.ClientPayloadError("the connection has ended") from exc
+        self._is_awaited = False
         return received
 
     def at_end(self) -> bool:
@@ -421,13 +441,16 @@ class _Body:
 
     def _look(self) -> None:
         """Tell one who waits that nothing will come."""
-        self._timer = self._loop.call_later(min(_LOOK_SECONDS, self._idle_seconds), self._look)
+        self._timer = self._loop.call_later(self._seconds, self._look)
         content, connection = self._response.content, self._response.connection
-        if self._waits_since is None or content.is_eof() or content.exception() is not None:
+        has_come, self._bytes = content.total_bytes != self._bytes, content.total_bytes
+        if not self._is_awaited or has_come or content.is_eof() or content.exception() is not None:
+            self._silent_looks = 0
             return
+        self._silent_looks += 1
         if connection is None or connection.closed:
             content.set_exception(aiohttp.ClientPayloadError("the connection has ended"))
-        elif self._loop.time() - self._waits_since >= self._idle_seconds:
+        elif self._silent_looks >= self._most_silent_looks:
             content.set_exception(aiohttp.SocketTimeoutError("the server is silent"))
 
 

@@ -40,11 +40,15 @@ class Network:
         """Cut every connection."""
         self._end(*self._open)
 
-    def garble(self) -> None:
-        """Say what is no HTTP to every client, and cut."""
+    def say(self, data: bytes) -> None:
+        """Say something to every client."""
         for client in self._open[::2]:
             with suppress(OSError):  # it has gone before
-                client.sendall(b"no size\r\n")
+                client.sendall(data)
+
+    def garble(self) -> None:
+        """Say what is no HTTP to every client, and cut."""
+        self.say(b"no size\r\n")
         self.cut()
 
     def release(self) -> None:

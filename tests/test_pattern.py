@@ -97,6 +97,19 @@ NOT_LEARNT = {
     "joins by a method": LOOP + "{% set x = ''.join([m.content]) %}{{ 'x' if '!' in x }}{{ x }}" + END,
     "trims words by the text": LOOP + "{{ 'yes!' | trim(m.content) }}{{ m.content }}" + END,
     "takes a text for a sequence": LOOP + "{{ 'x' if m.content is sequence }}{{ m.content }}" + END,
+    "asks a test by a name made up": "{{ messages | selectattr('content', 'up' + 'per') | list | length }}" + PLAIN,
+    "asks a test by a name in a list": "{{ messages | selectattr(*['content', 'upper']) | list | length }}" + PLAIN,
+    "trims words by a text in a list": LOOP + "{{ 'yes!' | trim(*[m.content]) }}{{ m.content }}" + END,
+    "JSON of a member with a tool's name": LOOP + "{% set ns = namespace(function=m.content) %}"
+    "{{ 'x' if '!' in ns.function | tojson }}{{ m.content }}" + END,
+    "JSON of a member called so later": "{% set ns = namespace() %}" + LOOP + "{% set ns.function = m.content %}"
+    "{{ 'x' if '!' in ns.function | tojson }}{{ m.content }}" + END,
+    "JSON of an object's member": LOOP + "{{ 'x' if '!' in {'function': m.content}.function | tojson }}{{ m.content }}"
+    + END,
+    "a long list": LOOP + "{{ [" + "1, " * 25 + "2][loop.index0] }}{{ m.content }}" + END,
+    "a long cycle": LOOP + "{{ loop.cycle(" + "1, " * 24 + "2) }}{{ m.content }}" + END,
+    "a long word": LOOP + "{{ '<late>' if loop.index > '" + "a" * 30 + "' | length }}{{ m.content }}" + END,
+    "a letter of a word": LOOP + "{{ '" + "a" * 29 + "b'[loop.index0] }}{{ m.content }}" + END,
     "formats": LOOP + "{% set x = '%s!' % m.content %}{{ 'x' if '!!' in x }}{{ x }}" + END,
     "formats some": LOOP + "{% set x = '%s!' % (m.content,) %}{{ 'x' if '!!' in x }}{{ x }}" + END,
     "a macro": "{% macro f(c) %}{{ c }}{% endmacro %}" + LOOP + "{{ 'x' if '!' in f(m.content) }}{{ m.content }}" + END,
