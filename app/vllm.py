@@ -49,6 +49,7 @@ _END_SECONDS = 0.05
 # What a body that is not what it should be makes of a decoder.
 _GARBAGE = (msgspec.DecodeError, ValueError, RecursionError)
 
+_NO_KEY = "Ключ пуст: в vllm_api_key нужен VLLM_API_KEY, с которым запущен vLLM. Может быть, пуста переменная с ним."
 _UNSENDABLE_KEY = (
     "Такой ключ не передать: допустимы латинские буквы, цифры и знаки ASCII без пробелов. "
     "Если с ним запущен vLLM, задайте другой VLLM_API_KEY и перезапустите стенд."
@@ -253,6 +254,8 @@ class VLLMClient:
             InvalidKey: vLLM refuses the key, or it cannot be put into a header.
             Upstream: vLLM is unreachable, fails, or does not serve VLLM_MODEL_NAME.
         """
+        if not key.get_secret_value():
+            raise InvalidKey(_NO_KEY)
         if not _KEY.fullmatch(key.get_secret_value()):
             raise InvalidKey(_UNSENDABLE_KEY)
         body = await self._get(f"{self._base_url}/models", _authorization(key))

@@ -12,7 +12,8 @@ _POLL_SECONDS = 0.2
 _PLAIN_REPORT_SECONDS = 30.0
 _TAIL_LINES = 8
 _ERRORS = 5
-_ERROR = re.compile(r"\b\w*(?:Error|ERROR|Exception)\b: .+")
+_ERROR = re.compile(r"\b(?:\w*(?:Error|ERROR|Exception)\b: |Value error, ).+")
+_NO_ERROR = re.compile(r"\bWARNING\b")
 
 
 class StepFailed(Exception):
@@ -86,5 +87,6 @@ def wait_for(step: Step, condition: Callable[[], bool]) -> None:
 def _telling_lines(log: Path) -> str:
     """The errors that a log names, each once, and its end: the cause often stands long before the end."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    errors = dict.fromkeys(match[0] for line in lines if (match := _ERROR.search(line)))
+    told = [line for line in lines if not _NO_ERROR.search(line)]
+    errors = dict.fromkeys(match[0] for line in told if (match := _ERROR.search(line)))
     return "\n".join((*deque(errors, _ERRORS), "…", *lines[-_TAIL_LINES:]))

@@ -25,6 +25,19 @@ def test_the_cause_is_shown_though_much_follows_it(tmp_path: Path) -> None:
         run_step("дело", [[sys.executable, "-c", script]], tmp_path / "step.log")
 
 
+def test_the_cause_is_shown_as_pydantic_words_it_and_without_warnings(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "print('WARNING 11-26 OSError: [Errno 24] Too many open files')\n"
+        "print('ValidationError: 1 validation error for ModelConfig')\n"
+        "print('  Value error, the cause')\n"
+        "for i in range(100): print('later', i)\nraise SystemExit(1)"
+    )
+    with pytest.raises(StepFailed, match="Value error, the cause") as caught:
+        run_step("дело", [[sys.executable, str(script)]], tmp_path / "step.log")
+    assert "Errno 24" not in str(caught.value)
+
+
 def test_a_step_that_succeeds_shows_its_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_step("дело", [[sys.executable, "-c", "print(1)"], [sys.executable, "-c", "print(2)"]], tmp_path / "step.log")
     assert "✓ дело: " in capsys.readouterr().out

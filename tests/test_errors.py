@@ -375,6 +375,10 @@ def test_what_came_before_a_failure_in_the_same_read_is_passed_on(session: Sessi
     assert session.contents() == []
 
 
+def test_an_empty_key_is_told_to_be_empty(gateway: Gateway) -> None:
+    assert "Ключ пуст" in gateway.refused(401, "invalid_key", "/init_session", vllm_api_key="")["detail"]
+
+
 def test_an_unreachable_vllm_is_no_wrong_key(start_gateway: StartGateway) -> None:
     url = f"{unused_url()}/v1"
     with start_gateway(vllm_base_url=url) as gateway:

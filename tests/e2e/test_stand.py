@@ -338,6 +338,9 @@ def test_make_up_says_whether_the_gateway_has_started(stand: Stand) -> None:
     assert "Шлюз: http" not in result.stdout
     stand.set(SESSION_TTL_SECONDS="600")
     assert f"Шлюз: {URL}. " in stand.type("make up")
+    container = stand.type("docker compose ps --quiet gateway")
+    assert f"Шлюз: {URL}. " in stand.type("make up")
+    assert stand.type("docker compose ps --quiet gateway") == container, "sessions are lost with it"
 
 
 def test_stopping_is_quick_and_clean(stand: Stand, session: SessionOf) -> None:
