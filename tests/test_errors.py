@@ -46,10 +46,15 @@ def test_invalid_key(gateway: Gateway) -> None:
     assert "VLLM_API_KEY" in body["detail"]
 
 
-@pytest.mark.parametrize("key", ["", " ", "ключ", "a b", "a\nb", "a\r\nX: y", "\x00", "k" + chr(0x7F), "\u0131"])
+@pytest.mark.parametrize("key", [" ", "ключ", "a b", "a\nb", "a\r\nX: y", "\x00", "k" + chr(0x7F), "\u0131"])
 def test_a_key_that_no_header_can_hold_is_not_even_asked_about(gateway: Gateway, vllm: ScriptedVLLM, key: str) -> None:
     vllm.key = None
     assert "латинские буквы" in gateway.refused(401, "invalid_key", "/init_session", vllm_api_key=key)["detail"]
+
+
+def test_an_empty_key_is_told_to_be_empty(gateway: Gateway, vllm: ScriptedVLLM) -> None:
+    vllm.key = None
+    assert "Ключ пуст" in gateway.refused(401, "invalid_key", "/init_session", vllm_api_key="")["detail"]
 
 
 @pytest.mark.parametrize(
@@ -373,10 +378,6 @@ def test_what_came_before_a_failure_in_the_same_read_is_passed_on(session: Sessi
     vllm.scripts.append(streamed([delta(content="раз") + delta(content="два") + event({"error": {"message": "x"}})]))
     assert [name for name, _ in session.events("а")] == ["delta", "delta", "error"]
     assert session.contents() == []
-
-
-def test_an_empty_key_is_told_to_be_empty(gateway: Gateway) -> None:
-    assert "Ключ пуст" in gateway.refused(401, "invalid_key", "/init_session", vllm_api_key="")["detail"]
 
 
 def test_an_unreachable_vllm_is_no_wrong_key(start_gateway: StartGateway) -> None:
