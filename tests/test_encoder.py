@@ -54,9 +54,9 @@ def test_what_was_encoded_before_changes_no_count(name: str) -> None:
     encoder = Encoder(backend, [])
     chooser = random.Random(0)
     runs = [" " * 3, " " * 700, "\n\n", "\t", "x" * 300, "7" * 50]
-    for _ in range(8):
+    for run in runs:
         words = "".join(chooser.choice([f" {word}" for word in WORDS]) for _ in range(2_000))
-        beginning = words + chooser.choice(runs)
+        beginning = words + run
         texts = [beginning + end for end in ("x", "", " ", "\n", "\tx", "y", *runs)]
         one_by_one = [encoder.count([text])[0] for text in texts]
         assert one_by_one == [whole(backend, text) for text in texts]

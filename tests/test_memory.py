@@ -12,7 +12,7 @@ from demo.stand import start_gateway
 from tests.conftest import Gateway, SessionOf, Upstream, wait_until_idle
 from tests.scripted_vllm import ScriptedVLLM, delta, hanging, refusal, streamed
 
-TURNS = 200
+TURNS = 100
 MESSAGE = "слово " * 20_000
 MESSAGE_BYTES = len(MESSAGE.encode())
 
