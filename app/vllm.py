@@ -329,8 +329,8 @@ class VLLMClient:
         try:
             with anyio.fail_after(_TOKENIZE_SECONDS), _translated(self._base_url):
                 body = {"model": self.model, **question}
-                async with await self._post(self._tokenize_url, body, self._question_timeout, {}) as response:
-                    tokenized = _decode_tokenized(await _read_ok(response))
+                response = await self._post(self._tokenize_url, body, self._question_timeout, {})
+                tokenized = _decode_tokenized(await _read_ok(response))
         except TimeoutError:
             raise UpstreamTimeout(f"vLLM не ответил на /tokenize за {_TOKENIZE_SECONDS:g} с.") from None
         except _GARBAGE as exc:
@@ -371,8 +371,7 @@ class VLLMClient:
     async def _get(self, url: str, headers: Mapping[str, str] | None = None) -> bytes:
         """The body of a 200."""
         with _translated(self._base_url):
-            async with self._http.get(url, headers=headers, allow_redirects=False) as response:
-                return await _read_ok(response)
+            return await _read_ok(await self._http.get(url, headers=headers, allow_redirects=False))
 
     async def _post(
         self,

@@ -87,6 +87,5 @@ def wait_for(step: Step, condition: Callable[[], bool]) -> None:
 def _telling_lines(log: Path) -> str:
     """The errors that a log names, each once, and its end: the cause often stands long before the end."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    told = [line for line in lines if not _NO_ERROR.search(line)]
-    errors = dict.fromkeys(match[0] for line in told if (match := _ERROR.search(line)))
+    errors = dict.fromkeys(match[0] for line in lines if not _NO_ERROR.search(line) and (match := _ERROR.search(line)))
     return "\n".join((*deque(errors, _ERRORS), "…", *lines[-_TAIL_LINES:]))
