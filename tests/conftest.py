@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import pytest
 
 from app.config import Settings
 from app.main import create_app
-from demo.stand import generated_model
+from demo import stand
 from tests.screen import Screen, Talk, client_on_screen
 from tests.scripted_vllm import KEY, ScriptedVLLM
 from tests.servers import serve, wait_until
@@ -105,7 +106,7 @@ def problem(response: httpx2.Response, status: int, code: str) -> Any:
 @pytest.fixture(scope="session")
 def model_folder() -> Path:
     """The small generated model."""
-    return generated_model()
+    return stand.generated_model()
 
 
 @pytest.fixture
@@ -153,6 +154,15 @@ def gateways_before(vllm_url: str, model_folder: Path, timeout_seconds: float = 
             yield Gateway(url, http)
 
     return start
+
+
+@contextmanager
+def gateway_process(vllm_url: str, model_folder: Path, **environ: str) -> Iterator[tuple[Gateway, int]]:
+    """A gateway in a process of its own, as it is shipped, and the process's id."""
+    with stand.start_gateway(Path(sys.executable), vllm_url, model_folder, **environ) as server:
+        server.wait_until_ready()
+        with httpx2.Client(base_url=server.url, timeout=30) as http:
+            yield Gateway(server.url, http), server.process.pid
 
 
 @pytest.fixture

@@ -1,15 +1,12 @@
 """A gateway's process holds nothing of turns that came to nothing."""
 
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import httpx2
 import pytest
 
 from bench.overhead import resident_bytes
-from demo.stand import start_gateway
-from tests.conftest import Gateway, SessionOf, Upstream, wait_until_idle
+from tests.conftest import Gateway, SessionOf, Upstream, gateway_process, wait_until_idle
 from tests.scripted_vllm import ScriptedVLLM, delta, hanging, refusal, streamed
 
 TURNS = 100
@@ -25,10 +22,8 @@ def process(upstream: Upstream, model_folder: Path) -> Iterator[tuple[Gateway, i
     """A gateway in a process of its own, which takes long messages, and the process's id."""
     upstream.script.max_model_len = 1_000_000
     long = {"MAX_CONTEXT_TOKENS": "900000", "LOG_LEVEL": "ERROR"}
-    with start_gateway(Path(sys.executable), upstream.url, model_folder, **long) as server:
-        server.wait_until_ready()
-        with httpx2.Client(base_url=server.url, timeout=30) as http:
-            yield Gateway(server.url, http), server.process.pid
+    with gateway_process(upstream.url, model_folder, **long) as started:
+        yield started
 
 
 def unknown(session: SessionOf, _: ScriptedVLLM) -> None:

@@ -3,17 +3,14 @@
 import asyncio
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 
-import httpx2
 import pytest
 from starlette.types import Message
 
 from app.streaming import EventStream
-from demo.stand import start_gateway
-from tests.conftest import Gateway, Upstream, gateways_before
+from tests.conftest import Upstream, gateway_process, gateways_before
 from tests.proxy import network_to
 from tests.scripted_vllm import delta, stream_of, streamed
 
@@ -41,18 +38,16 @@ async def test_one_comment_at_a_time_waits_for_a_client() -> None:
 def test_a_gateway_that_stood_still_goes_on(upstream: Upstream, model_folder: Path) -> None:
     """What vLLM said meanwhile has come, although it was silent by the gateway's clock."""
     upstream.script.scripts.append(stream_of(*"абвгдежзийклмнопрстуфхцч", gap=0.1))
-    idle = {"VLLM_IDLE_TIMEOUT_SECONDS": "1"}
-    with start_gateway(Path(sys.executable), upstream.url, model_folder, **idle) as server:
-        server.wait_until_ready()
-        with httpx2.Client(base_url=server.url, timeout=30) as http:
-            session = Gateway(server.url, http).open()
-            with session.stream("а") as source:
-                events = iter(source)
-                assert next(events).event == "delta"
-                os.kill(server.process.pid, signal.SIGSTOP)
-                time.sleep(1.3)
-                os.kill(server.process.pid, signal.SIGCONT)
-                assert [event.event for event in events][-1] == "done"
+    with (
+        gateway_process(upstream.url, model_folder, VLLM_IDLE_TIMEOUT_SECONDS="1") as (gateway, pid),
+        gateway.open().stream("а") as source,
+    ):
+        events = iter(source)
+        assert next(events).event == "delta"
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(1.3)
+        os.kill(pid, signal.SIGCONT)
+        assert [event.event for event in events][-1] == "done"
 
 
 def test_what_breaks_while_the_client_does_not_read_is_no_defect_of_ours(
