@@ -41,10 +41,10 @@ class Network:
         self._end(*self._open)
 
     def say(self, data: bytes) -> None:
-        """Say something to every client."""
+        """Say something to every client that reads."""
         for client in self._open[::2]:
-            with suppress(OSError):  # it has gone before
-                client.sendall(data)
+            with suppress(OSError):  # it has gone, or there is no room for more before it reads
+                client.send(data, socket.MSG_DONTWAIT)
 
     def garble(self) -> None:
         """Say what is no HTTP to every client, and cut."""

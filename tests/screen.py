@@ -37,7 +37,8 @@ class _Emulator(pyte.HistoryScreen):
 
     def write_process_input(self, data: str) -> None:
         """See pyte."""
-        self.answer(data)
+        with suppress(OSError):  # the program has ended, or was ended, before the answer
+            self.answer(data)
 
 
 class Screen:
