@@ -22,7 +22,8 @@ def _check_base_url(url: str) -> str:
     url = url.rstrip("/")
     try:
         parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and "@" not in parts.netloc
+        host = (parts.hostname or "").encode("idna")
+        usable = parts.scheme in ("http", "https") and host and parts.port != 0 and "@" not in parts.netloc
     except ValueError:
         usable = False
     if not usable or not url.endswith("/v1") or set(url) & set("?# \t"):

@@ -67,6 +67,7 @@ def test_settings_come_from_the_environment_and_stay(monkeypatch: pytest.MonkeyP
         ("VLLM_BASE_URL", "http://vllm:8000#/v1", "http://vllm:8000/v1"),
         ("VLLM_BASE_URL", "http://vl lm:8000/v1", "http://vllm:8000/v1"),
         ("VLLM_BASE_URL", "http://user:secret@vllm:8000/v1", "http://vllm:8000/v1"),
+        ("VLLM_BASE_URL", "http://vllm..local:8000/v1", "http://vllm:8000/v1"),
         ("CORS_ALLOW_ORIGINS", "a.example", "https://site.example"),
         ("CORS_ALLOW_ORIGINS", "https://a.example/path", "https://site.example"),
         ("SESSION_TTL_SECONDS", "1" + "0" * 400, "не больше"),
