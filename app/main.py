@@ -7,7 +7,7 @@ import multiprocessing
 import resource
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from functools import partial
 from typing import Any, TypedDict
 
@@ -70,7 +70,7 @@ def create_app(settings: Settings) -> ASGIApp:
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
         async with AsyncExitStack() as stack:
             stack.callback(tokenizer.close)
-            vllm = await stack.enter_async_context(VLLMClient(settings))
+            vllm = stack.enter_context(closing(VLLMClient(settings)))
             sessions = MemoryStore(settings.session_ttl_seconds, settings.max_sessions)
             prompts = Prompts(settings, tokenizer, vllm)
             chat = Chat(settings, sessions, prompts, vllm)

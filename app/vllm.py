@@ -1,24 +1,26 @@
 """Everything that is said to vLLM, and what its answers mean."""
 
 import asyncio
-import io
 import json
-import math
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
+from urllib.parse import quote, urlsplit
 
-import aiohttp
-import anyio
 import msgspec
 from pydantic import SecretStr
-from yarl import URL
 
 from app import sse
 from app.config import Settings
+from app.connection import (
+    ConnectionBroken,
+    ConnectionPool,
+    NotConnected,
+    Response,
+    ServerSilent,
+)
 from app.context import ChatMessage
 from app.errors import (
     SEE_VLLM_LOG,
@@ -35,14 +37,10 @@ from app.errors import (
 MAX_EVENT_BYTES = 1024 * 1024
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 
-# Shorter than the 5 s after which vLLM's uvicorn closes an idle connection, so that none is used as it closes.
-_KEEP_ALIVE_SECONDS = 3.0
+_CHAT = "/v1/chat/completions"
 _PROBE_SECONDS = 1.0
 _QUESTION_SECONDS = 30.0
 _TOKENIZE_SECONDS = 5.0
-_LOOK_SECONDS = 1.0
-_LOOKS = 4
-_AT_ONCE_BYTES = 256 * 1024
 _KEY = re.compile(r"[!-~]+")
 _DONE = b"[DONE]"
 _END_SECONDS = 0.05
@@ -58,20 +56,13 @@ _NOT_THERE = (
     "vLLM не отвечает по адресу {url}: он ещё загружает модель, не запущен, или VLLM_BASE_URL неверен. " + SEE_VLLM_LOG
 )
 
-# The first row that matches is the one; everything aiohttp raises about a request in flight is in the last row.
-_TRANSPORT_ERRORS: tuple[tuple[type[Exception], type[GatewayError], str | None], ...] = (
-    (aiohttp.ClientConnectorError, UpstreamUnavailable, _NOT_THERE),
-    (aiohttp.ConnectionTimeoutError, UpstreamUnavailable, _NOT_THERE),
-    (TimeoutError, UpstreamTimeout, None),
-    (
-        aiohttp.ClientError,
-        UpstreamError,
-        f"vLLM оборвал соединение посреди ответа. {SEE_VLLM_LOG}",
-    ),
-)
-
-
-_FOREIGN = (aiohttp.ClientError, TimeoutError)
+_TRANSPORT_ERRORS: dict[type[Exception], tuple[type[GatewayError], str | None]] = {
+    NotConnected: (UpstreamUnavailable, _NOT_THERE),
+    ConnectionBroken: (UpstreamError, f"vLLM оборвал соединение посреди ответа. {SEE_VLLM_LOG}"),
+    ServerSilent: (UpstreamTimeout, None),
+    TimeoutError: (UpstreamTimeout, None),
+}
+_FOREIGN = tuple(_TRANSPORT_ERRORS)
 
 
 class FunctionCall(msgspec.Struct):
@@ -200,32 +191,12 @@ class VLLMClient:
         self.model = settings.vllm_model_name
         self.total_timeout_seconds = settings.vllm_total_timeout_seconds
         self._idle_seconds = settings.vllm_idle_timeout_seconds
-        connect = settings.vllm_connect_timeout_seconds
-        self._chat_url = URL(f"{settings.vllm_base_url}/chat/completions")
-        self._tokenize_url = URL(f"{settings.vllm_root_url}/tokenize")
-        self._question_timeout = aiohttp.ClientTimeout(_QUESTION_SECONDS, sock_connect=connect)
-        self._turn_timeout = aiohttp.ClientTimeout(sock_connect=connect)
-        self._session: aiohttp.ClientSession | None = None
+        self._root_path = quote(urlsplit(settings.vllm_root_url).path, safe="/%")
+        self._pool = ConnectionPool(settings.vllm_root_url, settings.vllm_connect_timeout_seconds)
 
-    async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(
-            connector=_Connector(limit=0, keepalive_timeout=_KEEP_ALIVE_SECONDS),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"Accept-Encoding": "identity"},
-            auto_decompress=False,
-            timeout=self._question_timeout,
-        )
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self._http.close()
-
-    @property
-    def _http(self) -> aiohttp.ClientSession:
-        assert self._session is not None, "used outside of its block"
-        return self._session
+    def close(self) -> None:
+        """Close the connections that nobody uses."""
+        self._pool.close()
 
     async def probe(self) -> None:
         """Ask whether the server lives; takes at most a second.
@@ -234,8 +205,8 @@ class VLLMClient:
             UpstreamUnavailable, UpstreamTimeout, UpstreamError: it does not.
         """
         try:
-            with anyio.fail_after(_PROBE_SECONDS):
-                await self._get(f"{self._root_url}/health")
+            async with asyncio.timeout(_PROBE_SECONDS):
+                await self._get("/health")
         except TimeoutError:
             raise UpstreamTimeout(f"vLLM не ответил за {_PROBE_SECONDS:g} с: он загружает модель или завис.") from None
 
@@ -258,7 +229,7 @@ class VLLMClient:
             raise InvalidKey(_NO_KEY)
         if not _KEY.fullmatch(key.get_secret_value()):
             raise InvalidKey(_UNSENDABLE_KEY)
-        body = await self._get(f"{self._base_url}/models", _authorization(key))
+        body = await self._get("/v1/models", _authorization(key))
         try:
             served = {model.id: model.max_model_len for model in _decode_models(body).data}
         except _GARBAGE as exc:
@@ -275,7 +246,7 @@ class VLLMClient:
     async def accepts_any_key(self) -> bool:
         """Whether the server was started without a key."""
         try:
-            await self._get(f"{self._base_url}/models")
+            await self._get("/v1/models")
         except InvalidKey:
             return False
         return True
@@ -283,7 +254,7 @@ class VLLMClient:
     async def learn_schema(self) -> None:
         """Read the form of its chat requests in its own /openapi.json; where that fails, take the newest known one."""
         try:
-            schemas = json.loads(await self._get(f"{self._root_url}/openapi.json"))["components"]["schemas"]
+            schemas = json.loads(await self._get("/openapi.json"))["components"]["schemas"]
             properties = schemas["ChatCompletionRequest"]["properties"]
             # Where several modules have a class of that name, FastAPI puts the modules' names before it.
             functions = [schemas[name] for name in schemas if name.endswith("FunctionDefinition")]
@@ -301,7 +272,7 @@ class VLLMClient:
     async def version(self) -> str:
         """Its own version; empty where it does not tell."""
         try:
-            return _decode_version(await self._get(f"{self._root_url}/version")).version
+            return _decode_version(await self._get("/version")).version
         except (GatewayError, *_GARBAGE):
             return ""
 
@@ -327,10 +298,10 @@ class VLLMClient:
 
     async def _tokenize(self, question: Mapping[str, Any]) -> int:
         try:
-            with anyio.fail_after(_TOKENIZE_SECONDS), _translated(self._base_url):
-                body = {"model": self.model, **question}
-                response = await self._post(self._tokenize_url, body, self._question_timeout, {})
-                tokenized = _decode_tokenized(await _read_ok(response))
+            async with asyncio.timeout(_TOKENIZE_SECONDS):
+                with _translated(self._base_url):
+                    response = await self._post("/tokenize", {"model": self.model, **question}, {}, _TOKENIZE_SECONDS)
+                    tokenized = _decode_tokenized(await _read_ok(response))
         except TimeoutError:
             raise UpstreamTimeout(f"vLLM не ответил на /tokenize за {_TOKENIZE_SECONDS:g} с.") from None
         except _GARBAGE as exc:
@@ -347,8 +318,9 @@ class VLLMClient:
             headers: further ones.
         """
         with _translated(self._base_url):
-            response = await self._post(self._chat_url, request, self._turn_timeout, {**_authorization(key), **headers})
-            answer = _decode(await _read_ok(response, self.total_timeout_seconds))
+            headers = {**_authorization(key), **headers}
+            response = await self._post(_CHAT, request, headers, self.total_timeout_seconds)
+            answer = _decode(await _read_ok(response))
         if not answer.choices or answer.choices[0].message is None:
             raise UpstreamError("В ответе vLLM нет сообщения модели.")
         return answer
@@ -361,111 +333,37 @@ class VLLMClient:
         streamed = {**request, "stream": True, "stream_options": {"include_usage": True}}
         headers = {**_authorization(key), **headers}
         with _translated(self._base_url):
-            async with asyncio.timeout(self._idle_seconds):
-                response = await self._post(self._chat_url, streamed, self._turn_timeout, headers)
+            response = await self._post(_CHAT, streamed, headers, self._idle_seconds)
             if response.status != 200:
-                await _read_ok(response, self._idle_seconds)
-        with closing(_Body(response, self._idle_seconds)) as body:
-            yield AnswerStream(body, self._base_url)
+                await _read_ok(response)
+        with closing(response):
+            yield AnswerStream(response, self._base_url)
 
-    async def _get(self, url: str, headers: Mapping[str, str] | None = None) -> bytes:
+    async def _get(self, path: str, headers: Mapping[str, str] | None = None) -> bytes:
         """The body of a 200."""
         with _translated(self._base_url):
-            return await _read_ok(await self._http.get(url, headers=headers, allow_redirects=False))
+            async with asyncio.timeout(_QUESTION_SECONDS):
+                path = self._root_path + path
+                return await _read_ok(await self._pool.request("GET", path, headers or {}, b"", _QUESTION_SECONDS))
 
     async def _post(
-        self,
-        url: URL,
-        body: Mapping[str, Any],
-        timeouts: aiohttp.ClientTimeout,
-        headers: Mapping[str, str],
-    ) -> aiohttp.ClientResponse:
-        """Send JSON; of the response the status and the headers are here. To be closed, which cuts what is unread."""
-        data = _json(body)
-        return await self._http.post(
-            url,
-            # A long one by and by, as the server takes it.
-            data=aiohttp.BytesPayload(data) if len(data) <= _AT_ONCE_BYTES else io.BytesIO(data),
-            headers={**headers, "Content-Type": "application/json"},
-            timeout=timeouts,
-            allow_redirects=False,
-        )
-
-
-class _Connector(aiohttp.TCPConnector):
-    """Uses no connection again on which something came that was not asked for: it would be the answer to another."""
-
-    async def _get(self, key: Any, traces: Any) -> aiohttp.connector.Connection | None:
-        connection = await super()._get(key, traces)
-        while connection is not None and connection.protocol is not None and connection.protocol.should_close:
-            connection.close()
-            connection = await super()._get(key, traces)
-        return connection
-
-
-class _Body:
-    """The body of a response as it comes, for as long as it may.
-
-    Those who wait for more of it would wait for ever where the connection ends with what is no HTTP: aiohttp (3.14)
-    tells them nothing, and counts the time no longer. Its own limit for silence would also cost a timer at every read.
-    """
-
-    def __init__(self, response: aiohttp.ClientResponse, idle_seconds: float) -> None:
-        """`idle_seconds` is how long the server may be silent."""
-        self._response = response
-        self._is_awaited = False
-        self._bytes = 0
-        self._silent_looks = 0
-        # Looks, not seconds, are counted: a gateway that stood still has not heard what has come meanwhile.
-        self._seconds = min(_LOOK_SECONDS, idle_seconds / _LOOKS)
-        self._most_silent_looks = math.ceil(idle_seconds / self._seconds)
-        self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_later(self._seconds, self._look)
-
-    async def read(self) -> bytes:
-        """What came since the last time; empty at the end. Raises aiohttp's errors."""
-        self._is_awaited = True
-        try:
-            received = await self._response.content.readany()
-        except RuntimeError as exc:  # the connection ended so while nobody waited
-            raise aiohttp.ClientPayloadError("the connection has ended") from exc
-        self._is_awaited = False
-        return received
-
-    def at_end(self) -> bool:
-        """Whether all was read."""
-        return self._response.content.at_eof()
-
-    def close(self) -> None:
-        """Cut the connection, unless all was read."""
-        self._timer.cancel()
-        self._response.close()
-
-    def _look(self) -> None:
-        """Tell one who waits that nothing will come."""
-        self._timer = self._loop.call_later(self._seconds, self._look)
-        content, connection = self._response.content, self._response.connection
-        has_come, self._bytes = content.total_bytes != self._bytes, content.total_bytes
-        if not self._is_awaited or has_come or content.is_eof() or content.exception() is not None:
-            self._silent_looks = 0
-            return
-        self._silent_looks += 1
-        if connection is None or connection.closed:
-            content.set_exception(aiohttp.ClientPayloadError("the connection has ended"))
-        elif self._silent_looks >= self._most_silent_looks:
-            content.set_exception(aiohttp.SocketTimeoutError("the server is silent"))
+        self, path: str, body: Mapping[str, Any], headers: Mapping[str, str], idle_seconds: float
+    ) -> Response:
+        """Send JSON; of the response the status and the headers are here. To be closed."""
+        headers = {**headers, "Content-Type": "application/json"}
+        return await self._pool.request("POST", self._root_path + path, headers, _json(body), idle_seconds)
 
 
 class AnswerStream:
     """vLLM's answer as it comes."""
 
-    def __init__(self, body: _Body, url: str) -> None:
+    def __init__(self, response: Response, url: str) -> None:
         """`url` is the server's, for errors."""
-        self._body = body
+        self._response = response
         self._url = url
         self._decoder = sse.Decoder(MAX_EVENT_BYTES)
         self._done = False
-        self._failure: UpstreamError | None = None
+        self._failure: str | None = None
 
     async def read(self) -> list[Answer]:
         """The next events, all that came with one read; empty at the end.
@@ -475,9 +373,9 @@ class AnswerStream:
         """
         while not self._done:
             if self._failure is not None:
-                raise self._failure
+                raise UpstreamError(self._failure)
             try:
-                received = await self._body.read()
+                received = await self._response.read()
             except _FOREIGN as exc:
                 raise _ours(exc, self._url) from exc
             if not received:
@@ -498,25 +396,25 @@ class AnswerStream:
                     break
                 answers.append(_decode(event))
         except sse.EventTooLarge:
-            self._failure = UpstreamError(f"Событие в потоке vLLM больше {MAX_EVENT_BYTES} байт.")
+            self._failure = f"Событие в потоке vLLM больше {MAX_EVENT_BYTES} байт."
         except UpstreamError as exc:
-            self._failure = exc
+            self._failure = exc.detail  # itself it would hold the frames that hold this
         return answers
 
     async def _read_to_the_end(self) -> None:
         """What may follow the last event, so that the connection can be used again."""
-        if not self._body.at_end():
+        if not self._response.at_end():
             with suppress(*_FOREIGN):
                 async with asyncio.timeout(_END_SECONDS):
-                    while await self._body.read():
+                    while await self._response.read():
                         pass
 
 
-async def _read_ok(response: aiohttp.ClientResponse, idle_seconds: float = _QUESTION_SECONDS) -> bytes:
+async def _read_ok(response: Response) -> bytes:
     """The body of a 200; the response is closed then."""
     read = bytearray()
-    with closing(_Body(response, idle_seconds)) as body:
-        while received := await body.read():
+    with closing(response):
+        while received := await response.read():
             read += received
             if len(read) > MAX_ANSWER_BYTES:
                 raise UpstreamError(f"Ответ vLLM больше {MAX_ANSWER_BYTES} байт.")
@@ -546,7 +444,7 @@ def _authorization(key: SecretStr) -> dict[str, str]:
     return {"Authorization": f"Bearer {key.get_secret_value()}"}
 
 
-def _refusal(response: aiohttp.ClientResponse, body: bytes) -> GatewayError:
+def _refusal(response: Response, body: bytes) -> GatewayError:
     """The error for a status other than 200."""
     status = response.status
     if status in {401, 403}:
@@ -569,14 +467,14 @@ def _own_words(body: bytes) -> str:
     return re.sub(r"(, 'input': |\binput_value=).*", "…", message)[:1000]
 
 
-def _retry_after(response: aiohttp.ClientResponse) -> int:
-    value = response.headers.get("Retry-After", "")
+def _retry_after(response: Response) -> int:
+    value = response.headers.get("retry-after", "")
     return int(value) if value.isdecimal() and len(value) < 6 else 1
 
 
 @contextmanager
 def _translated(url: str) -> Iterator[None]:
-    """Turn aiohttp's errors about a server at `url` into ours."""
+    """Turn errors of the connection to a server at `url` into ours."""
     try:
         yield
     except _FOREIGN as exc:
@@ -584,5 +482,5 @@ def _translated(url: str) -> Iterator[None]:
 
 
 def _ours(exc: Exception, url: str) -> GatewayError:
-    error, detail = next((ours, detail) for theirs, ours, detail in _TRANSPORT_ERRORS if isinstance(exc, theirs))
+    error, detail = _TRANSPORT_ERRORS[type(exc)]
     return error(detail and detail.format(url=url))

@@ -62,9 +62,10 @@ async def measure(folder: Path, size_tokens: int) -> None:
     session = Session(SecretStr(""), DEFAULT_SYSTEM_PROMPT)
     session.pairs = long_history(tokenizer, size_tokens, chooser)
     settings = Settings(max_context_tokens=10**6)
-    async with VLLMClient(settings) as vllm, Lag() as lag:
-        prompts = Prompts(settings, tokenizer, vllm)
-        vllm.max_model_len = 10**6
+    vllm = VLLMClient(settings)
+    vllm.max_model_len = 10**6
+    prompts = Prompts(settings, tokenizer, vllm)
+    async with Lag() as lag:
 
         async def fit(message: str) -> tuple[float, Prompt]:
             started = time.perf_counter()
