@@ -251,6 +251,32 @@ async def test_an_idle_connection_is_closed_in_the_end() -> None:
         await wait_until_closed(server)
 
 
+async def test_only_an_idle_connection_is_closed() -> None:
+    server = RawServer([HELLO], [0.3, HELLO])
+    async with pool_to(server, keep_alive_seconds=0.1) as pool:
+        await ask(pool)
+        assert (await ask(pool))[1] == b"Hello"
+        assert server.connections == 1
+
+
+async def test_no_idle_connection_outlives_the_pool() -> None:
+    server = RawServer([HELLO])
+    async with pool_to(server, keep_alive_seconds=60) as pool:
+        await ask(pool)
+        pool.close()
+        await wait_until_closed(server)
+
+
+async def test_a_whole_body_that_nobody_has_read_delays_nobody() -> None:
+    """It is longer than what is read ahead, so the connection does not read."""
+    server = RawServer([OK + b"Content-Length: 300000\r\n\r\n" + b"x" * 300_000], [HELLO])
+    async with pool_to(server) as pool:
+        response = await pool.request("GET", "/", {}, b"", 5)
+        await asyncio.sleep(0.1)
+        response.close()
+        assert (await ask(pool, idle_seconds=2))[1] == b"Hello"
+
+
 @pytest.mark.parametrize(
     "acts",
     [
