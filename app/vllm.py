@@ -14,13 +14,7 @@ from pydantic import SecretStr
 
 from app import sse
 from app.config import Settings
-from app.connection import (
-    ConnectionBroken,
-    ConnectionPool,
-    NotConnected,
-    Response,
-    ServerSilent,
-)
+from app.connection import ConnectionBroken, ConnectionPool, NotConnected, Response, ServerSilent
 from app.context import ChatMessage
 from app.errors import (
     SEE_VLLM_LOG,
@@ -187,7 +181,6 @@ class VLLMClient:
         self.schema = RequestSchema()
         self.max_model_len = 0
         self._base_url = settings.vllm_base_url
-        self._root_url = settings.vllm_root_url
         self.model = settings.vllm_model_name
         self.total_timeout_seconds = settings.vllm_total_timeout_seconds
         self._idle_seconds = settings.vllm_idle_timeout_seconds

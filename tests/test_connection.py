@@ -91,11 +91,15 @@ class RawServer:
         return False
 
 
+def port_of(listening: asyncio.Server) -> int:
+    return int(listening.sockets[0].getsockname()[1])
+
+
 @asynccontextmanager
 async def pool_to(server: RawServer, keep_alive_seconds: float = 3.0) -> AsyncIterator[ConnectionPool]:
     """Connections to a raw server. A test that hangs ends here: within uvloop pytest-timeout cannot see to that."""
     listening = await asyncio.start_server(server.serve, "127.0.0.1", 0)
-    pool = ConnectionPool(f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}", 5, keep_alive_seconds)
+    pool = ConnectionPool(f"http://127.0.0.1:{port_of(listening)}", 5, keep_alive_seconds)
     async with listening:
         try:
             async with asyncio.timeout(10):
@@ -233,7 +237,7 @@ async def test_a_body_that_was_not_taken_delays_nobody() -> None:
         writer.transport.abort()
 
     async with await asyncio.start_server(refuse, "127.0.0.1", 0) as listening, asyncio.timeout(10):
-        pool = ConnectionPool(f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}", 5)
+        pool = ConnectionPool(f"http://127.0.0.1:{port_of(listening)}", 5)
         for _ in range(2):
             response = await pool.request("POST", "/", {}, b"x" * 20_000_000, 5)
             assert response.status == 401
@@ -377,7 +381,7 @@ async def test_a_server_that_hangs_up_at_once() -> None:
         writer.transport.abort()
 
     async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as listening, asyncio.timeout(10):
-        pool = ConnectionPool(f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}", 5)
+        pool = ConnectionPool(f"http://127.0.0.1:{port_of(listening)}", 5)
         for _ in range(200):
             with pytest.raises(ConnectionBroken):
                 await ask(pool)
@@ -395,10 +399,9 @@ async def test_a_name_with_an_address_where_nobody_listens() -> None:
     """The name is looked up once for all."""
     server = RawServer(*([HELLO] for _ in range(50)))
     async with await asyncio.start_server(server.serve, "127.0.0.1", 0) as listening:
-        port = listening.sockets[0].getsockname()[1]
-        pool = ConnectionPool(f"http://LOCALHOST:{port}", 5)
+        pool = ConnectionPool(f"http://LOCALHOST:{port_of(listening)}", 5)
         await asyncio.gather(*[ask(pool) for _ in range(50)])
-        assert server.heads[0].splitlines()[1] == f"Host: localhost:{port}"
+        assert server.heads[0].splitlines()[1] == f"Host: localhost:{port_of(listening)}"
         pool.close()
 
 
@@ -408,7 +411,7 @@ async def test_tls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     authority.issue_cert("localhost").configure_cert(context)
     server = RawServer([HELLO], [HELLO])
     async with await asyncio.start_server(server.serve, "localhost", 0, ssl=context) as listening:
-        url = f"https://localhost:{listening.sockets[0].getsockname()[1]}"
+        url = f"https://localhost:{port_of(listening)}"
         with pytest.raises(NotConnected):
             await ask(ConnectionPool(url, 5))
         authority.cert_pem.write_to_path(tmp_path / "ca.pem")
