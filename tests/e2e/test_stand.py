@@ -311,13 +311,15 @@ def test_a_killed_gateway_comes_back(stand: Stand, session: SessionOf) -> None:
 def test_a_killed_vllm_comes_back_and_the_sessions_have_waited(stand: Stand, session: SessionOf, process: str) -> None:
     session.ok("/chat", message="до", max_tokens=3)
     gateway, vllm = stand.inspect("gateway"), stand.inspect("vllm")
+    doomed = process_of(stand, "vllm", process)  # beforehand: a fast machine may be done while Docker is asked
     with session.stream("во время", **LONG) as source:
         events = iter(source)
         next(events)
-        os.kill(process_of(stand, "vllm", process), signal.SIGKILL)
+        os.kill(doomed, signal.SIGKILL)
         last = list(events)[-1]
+    assert last.event == "error", last
     error: Any = last.json()
-    assert (last.event, error["code"]) == ("error", "upstream_error")
+    assert error["code"] == "upstream_error"
     response = session.gateway.post("/chat", session_id=session.id, message="пока его нет")
     assert response.json()["code"] in {"upstream_error", "upstream_unavailable"}
     wait_until(lambda: stand.inspect("vllm")["RestartCount"] == vllm["RestartCount"] + 1, 60)
@@ -344,24 +346,25 @@ def test_make_up_says_whether_the_gateway_has_started(stand: Stand) -> None:
 
 
 def test_stopping_is_quick_and_clean(stand: Stand, session: SessionOf) -> None:
-    started = time.monotonic()
-    session.ok("/chat", message="?", max_tokens=200, extra={"ignore_eos": True})
-    tokens_of_four_seconds = int(4 * 200 / (time.monotonic() - started))
-    with session.stream("?", max_tokens=min(tokens_of_four_seconds, 6000), extra={"ignore_eos": True}) as source:
-        events = iter(source)
-        next(events)
+    engine = process_of(stand, "vllm", "VLLM::EngineCore")
+    # However fast it is, and however slow Docker, the answer is not done before the gateway has been told to stop.
+    os.kill(engine, signal.SIGSTOP)
+    with (
+        session.stream("?", max_tokens=50, extra={"ignore_eos": True}) as source,
+        subprocess.Popen(["docker", "compose", "stop"], cwd=stand.folder, stderr=subprocess.DEVNULL) as stop,
+    ):
+        wait_until(lambda: not answers(URL, "/health"), 60)
         started = time.monotonic()
-        with subprocess.Popen(["docker", "compose", "stop"], cwd=stand.folder, stderr=subprocess.DEVNULL) as stop:
-            last = list(events)[-1]
-            assert stop.wait(60) == 0
-    assert last.event == "done", "a turn in flight is given time to end"
+        os.kill(engine, signal.SIGCONT)
+        last = list(source)[-1]
+        assert stop.wait(60) == 0
+    assert last.event == "done", "a turn in flight, for it was refused to others by then, is given time to end"
     assert time.monotonic() - started < 30
     for service in ("gateway", "vllm"):
         state = stand.inspect(service)["State"]
         assert (state["ExitCode"], state["OOMKilled"]) == (0, False)
     written = logs(stand, "gateway")
     assert "Traceback" not in written
-    assert "Waiting for connections to close" in written, "it was still going on"
     assert "Application shutdown complete" in written
 
 
