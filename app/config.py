@@ -2,6 +2,7 @@
 
 import os
 import re
+from ipaddress import ip_network
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
@@ -57,13 +58,32 @@ def _check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
     return origins
 
 
+def _check_proxies(addresses: str) -> str:
+    """Uvicorn reads the variable itself, and takes what is no address for a name that no client has."""
+    try:
+        for address in addresses.split(","):
+            if address.strip() not in {"", "*"}:
+                ip_network(address.strip())
+    except ValueError:
+        raise PydanticCustomError(
+            "proxies", "нужны адреса или сети прокси через запятую, например 127.0.0.1,172.16.0.0/12"
+        ) from None
+    return addresses
+
+
 def _upper(value: object) -> object:
     return value.upper() if isinstance(value, str) else value
 
 
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
 # Bounds that only a slip of the finger exceeds, and that any arithmetic on them stands.
 Count = Annotated[int, Field(gt=0, le=10**15)]
+CountOrNone = Annotated[int, Field(ge=0, le=10**15)]
 Seconds = Annotated[float, Field(gt=0, le=10**9, allow_inf_nan=False)]
+SecondsOrNone = Annotated[float, Field(ge=0, le=10**9, allow_inf_nan=False)]
 
 
 class Settings(BaseSettings):
@@ -81,13 +101,24 @@ class Settings(BaseSettings):
     cors_allow_origins: Annotated[
         tuple[str, ...], NoDecode, BeforeValidator(_split_list), AfterValidator(_check_origins)
     ] = ("*",)
+    docs_enabled: bool = True
+    metrics_enabled: bool = True
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_upper)] = "INFO"
+    log_format: Annotated[Literal["text", "json"], BeforeValidator(_lower)] = "text"
+    max_concurrent_requests: Count = 2048
+    max_waiting_requests: CountOrNone = 512
+    max_wait_seconds: Seconds = 30.0
+    drain_seconds: SecondsOrNone = 30.0
     max_request_bytes: Count = 1024 * 1024
+    request_timeout_seconds: Seconds = 30.0
+    max_key_failures_per_minute: CountOrNone = 30
+    forwarded_allow_ips: Annotated[str, AfterValidator(_check_proxies)] = "127.0.0.1"
     max_sessions: Count = 10_000
     max_session_bytes: Count = 4 * 1024 * 1024
     vllm_connect_timeout_seconds: Seconds = 5.0
     vllm_idle_timeout_seconds: Seconds = 300.0
     vllm_total_timeout_seconds: Seconds = 1800.0
+    vllm_stall_seconds: SecondsOrNone = 30.0
     web_concurrency: Annotated[int, AfterValidator(_check_web_concurrency)] = 1
 
     @model_validator(mode="after")

@@ -15,6 +15,7 @@ _REASONS: Mapping[str, str] = {
     "string_unicode": "в строке одиночные суррогаты: это не текст Юникода",
     "string_too_short": "пустая строка не годится",
     "bool_type": "нужно true или false",
+    "bool_parsing": "нужно true или false",
     "int_type": "нужно целое число",
     "int_from_float": "нужно целое число",
     "int_parsing": "нужно целое число",

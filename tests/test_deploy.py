@@ -30,6 +30,8 @@ def defaults_of_the_gateway() -> dict[str, str]:
 def as_text(value: Any) -> str:
     if isinstance(value, tuple):
         return ",".join(value)
+    if isinstance(value, bool):
+        return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
