@@ -8,6 +8,7 @@ from pydantic import SecretStr
 from app.agreement import CountAgreement
 from app.errors import GatewayError, UpstreamError
 from app.sessions import SessionStore
+from app.stall import StallWatch
 from app.tokenizer import ChatTokenizer
 from app.vllm import VLLMClient
 
@@ -35,8 +36,11 @@ async def sweep_sessions(sessions: SessionStore, every_seconds: float = SWEEP_SE
 class VLLMWatch:
     """Notices when vLLM comes and goes, and learns anew what the one that came is like."""
 
-    def __init__(self, vllm: VLLMClient, tokenizer: ChatTokenizer, agreement: CountAgreement) -> None:
+    def __init__(
+        self, vllm: VLLMClient, tokenizer: ChatTokenizer, agreement: CountAgreement, stall: StallWatch
+    ) -> None:
         self._vllm = vllm
+        self._stall = stall
         self._tokenizer = tokenizer
         self._agreement = agreement
         self._of_the_server = list(tokenizer.folder_warnings)
@@ -52,6 +56,20 @@ class VLLMWatch:
     def count_mismatches(self) -> int:
         """How many token counts were not vLLM's since the start of the gateway."""
         return self._agreement.mismatches
+
+    @property
+    def is_up(self) -> bool:
+        """Whether vLLM answered when it was last looked at."""
+        return bool(self._up)
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether vLLM's engine is known to hang."""
+        return self._stall.ailment is not None
+
+    async def ailment(self) -> str | None:
+        """Why vLLM does not answer, in Russian; None where it does. Takes at most a second."""
+        return await self._vllm.ailment() or self._stall.ailment
 
     async def run(self) -> None:
         """Look every few seconds, for ever; a restart of a vLLM takes longer than that."""

@@ -10,12 +10,10 @@ from pydantic import SecretStr
 
 from app.config import Settings
 from app.context import Pair
-from app.errors import InvalidRequest
-from app.prompt import Prompts
+from app.errors import GatewayError, InvalidRequest
 from app.sessions import Session, SessionStore
 from app.template import TEMPLATE_PARAMETERS
-from app.turn import DEFAULT_MAX_TOKENS, ContextReceipt, Question, Turn
-from app.vllm import VLLMClient
+from app.turn import DEFAULT_MAX_TOKENS, ContextReceipt, Question, Resources, Turn
 
 OWNED_FIELDS = frozenset(
     "model messages stream stream_options max_tokens max_completion_tokens n truncate_prompt_tokens truncation_side "
@@ -36,11 +34,12 @@ _SIMILAR = 0.4
 class Chat:
     """All sessions of one gateway. Unknown sessions raise SessionNotFound everywhere."""
 
-    def __init__(self, settings: Settings, sessions: SessionStore, prompts: Prompts, vllm: VLLMClient) -> None:
+    def __init__(self, settings: Settings, sessions: SessionStore, resources: Resources) -> None:
         self._settings = settings
         self._sessions = sessions
-        self._prompts = prompts
-        self._vllm = vllm
+        self._resources = resources
+        self._prompts = resources.prompts
+        self._vllm = resources.vllm
 
     async def open(
         self, vllm_api_key: SecretStr, system_prompt: str | None, history: Sequence[Pair] | None
@@ -50,13 +49,13 @@ class Chat:
         Returns it, its seconds to live and, for a given history, what of it the next prompt will hold.
 
         Raises:
-            Overloaded: MAX_SESSIONS are open.
+            Overloaded: MAX_SESSIONS are open, or see `Admission`.
             InvalidKey, Upstream: see `VLLMClient.prove_key`.
             ContextTooLong: a history was given, and the system prompt alone does not fit.
             UpstreamRejected: the model's chat template refuses the history.
         """
         await self._sessions.require_room()
-        await self._vllm.prove_key(vllm_api_key)
+        await self._prove_key(vllm_api_key)
         if system_prompt is None:
             system_prompt = self._settings.default_system_prompt
         session = Session(vllm_api_key, system_prompt)
@@ -66,7 +65,7 @@ class Chat:
     async def replace_key(self, session_id: str, vllm_api_key: SecretStr) -> tuple[Session, int]:
         """Give a live session another key, once vLLM accepts it; a turn in flight goes on with the old one."""
         session = await self._sessions.get(session_id)
-        await self._vllm.prove_key(vllm_api_key)
+        await self._prove_key(vllm_api_key)
         session = await self._sessions.get(session_id)
         session.vllm_api_key = vllm_api_key
         return session, await self._sessions.renew(session)
@@ -116,7 +115,7 @@ class Chat:
         """
         session = await self._sessions.get(session_id)
         _check_extra(question.extra, self._vllm.schema.fields)
-        turn = Turn(session, question, self._vllm, self._prompts, self._settings.max_session_bytes)
+        turn = Turn(session, question, self._resources)
         session.begin(turn)
         try:
             await self._sessions.renew(session)
@@ -124,6 +123,15 @@ class Chat:
         finally:
             session.end()
             turn.expires_in = await self._sessions.renew(session)
+
+    async def _prove_key(self, key: SecretStr) -> None:
+        """See `VLLMClient.prove_key`; it asks vLLM as a turn does."""
+        async with self._resources.admission:
+            try:
+                await self._vllm.prove_key(key)
+            except GatewayError as exc:
+                self._resources.metrics.failed(exc)
+                raise
 
     async def _restore(self, session: Session, history: Sequence[Pair]) -> ContextReceipt:
         """Bring an earlier talk into a new session. The receipt is of a next prompt whose message is empty."""

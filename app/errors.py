@@ -40,6 +40,7 @@ class GatewayError(Exception):
     status: ClassVar[int]
     code: ClassVar[str]
     title: ClassVar[str]
+    kind: ClassVar[str | None] = None
     detail: str = ""
 
     def __init__(self, detail: str | None = None, **helpful: int | str) -> None:

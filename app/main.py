@@ -2,7 +2,6 @@
 
 import ctypes
 import gc
-import logging
 import multiprocessing
 import resource
 import sys
@@ -21,17 +20,24 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp
 
 from app import __version__
+from app.admission import Admission
 from app.background import VLLMWatch, sweep_sessions
 from app.chat import Chat
 from app.config import ConfigError, Settings, load_settings
 from app.direct import DirectChat
 from app.errors import InvalidRequest, MethodNotAllowed, NotFound
+from app.logs import configure_logging
+from app.metrics import Metrics
 from app.middleware import BodyLimit, CrossOrigin, ErrorBoundary, RequestId, problem_response
+from app.progress import Progress
 from app.prompt import Prompts
-from app.routes import router
+from app.routes import measurements, router
 from app.sessions import MemoryStore
+from app.shutdown import draining_on_signal
+from app.stall import StallWatch
 from app.tasks import running
 from app.tokenizer import ChatTokenizer
+from app.turn import Resources
 from app.validation import reason
 from app.vllm import VLLMClient
 
@@ -40,7 +46,6 @@ from app.vllm import VLLMClient
 _UVICORN_STARTUP_FAILURE = 3
 
 _OPEN_FILES = 65_536
-_LOG_FORMAT = "%(asctime)s %(levelname)s {name}: %(message)s"
 
 DESCRIPTION = """\
 Локальный API для диалога с моделью в vLLM: сессии, системный промпт, история в пределах контекста, потоковые ответы.
@@ -56,6 +61,8 @@ class State(TypedDict):
     chat: Chat
     vllm: VLLMClient
     watch: VLLMWatch
+    admission: Admission
+    metrics: Metrics
 
 
 def create_app(settings: Settings) -> ASGIApp:
@@ -73,11 +80,15 @@ def create_app(settings: Settings) -> ASGIApp:
             vllm = stack.enter_context(closing(VLLMClient(settings)))
             sessions = MemoryStore(settings.session_ttl_seconds, settings.max_sessions)
             prompts = Prompts(settings, tokenizer, vllm)
-            chat = Chat(settings, sessions, prompts, vllm)
-            watch = VLLMWatch(vllm, tokenizer, prompts.agreement)
-            await stack.enter_async_context(running(sweep_sessions(sessions)))
-            await stack.enter_async_context(running(watch.run()))
-            yield {"chat": chat, "vllm": vllm, "watch": watch}
+            admission, progress, metrics = Admission(settings), Progress(), Metrics()
+            resources = Resources(vllm, prompts, admission, progress, metrics, settings.max_session_bytes)
+            chat = Chat(settings, sessions, resources)
+            stall = StallWatch(vllm, progress, settings.vllm_stall_seconds)
+            watch = VLLMWatch(vllm, tokenizer, prompts.agreement, stall)
+            for work in (sweep_sessions(sessions), watch.run(), stall.run()):
+                await stack.enter_async_context(running(work))
+            await stack.enter_async_context(draining_on_signal(admission, settings.drain_seconds))
+            yield {"chat": chat, "vllm": vllm, "watch": watch, "admission": admission, "metrics": metrics}
 
     api = FastAPIOffline(
         redoc_url=None,
@@ -102,6 +113,8 @@ def create_app(settings: Settings) -> ASGIApp:
         ],
     )
     api.include_router(router)
+    if settings.metrics_enabled:
+        api.include_router(measurements)
     api.openapi = partial(_openapi, api)  # type: ignore[method-assign] # as FastAPI's documentation does
     return DirectChat(api, settings.max_request_bytes)
 
@@ -120,7 +133,7 @@ def __getattr__(name: str) -> ASGIApp:
     try:
         settings = load_settings()
         _allow_many_connections()
-        _configure_logging(settings.log_level)
+        configure_logging(settings)
         app = globals()[name] = create_app(settings)
         _settle()
     except ConfigError as exc:
@@ -149,22 +162,6 @@ def _settle() -> None:
         ctypes.CDLL(None).malloc_trim(0)
     gc.freeze()
     gc.set_threshold(200_000, 20, 100)
-
-
-def _configure_logging(level: str) -> None:
-    """Our own lines at `level`; libraries only when something is wrong."""
-    # What no line shows need not be found out for each: https://docs.python.org/3/howto/logging.html#optimization
-    logging._srcfile = None  # noqa: SLF001 - the documented way
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging.basicConfig(level=logging.WARNING, format=_LOG_FORMAT.format(name="%(name)s"))
-    logging.getLogger("app").setLevel(level)
-    for handler in logging.getLogger("uvicorn").handlers:
-        # Its own name for what it logs beside requests is uvicorn.error, which alarms those who read the log.
-        handler.setFormatter(logging.Formatter(_LOG_FORMAT.format(name="uvicorn")))
-    # Without a handler uvicorn does not even make its lines about requests. `RequestId` logs what is worth one.
-    access = logging.getLogger("uvicorn.access")
-    access.handlers.clear()
-    access.propagate = False
 
 
 def _openapi(api: FastAPI) -> dict[str, Any]:

@@ -13,12 +13,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import sse
-from app.errors import MEDIA_TYPE, GatewayError, InternalError, Overloaded, RequestTooLarge
+from app.admission import stopping
+from app.errors import MEDIA_TYPE, GatewayError, InternalError, RequestTooLarge
 
 log = logging.getLogger(__name__)
-
-# Time for whatever supervises the gateway to start it again.
-_RESTART_SECONDS = 5
 
 _EXPECTED = frozenset({"/chat", "/health", "/ready"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._~:+/=-]{1,128}")
@@ -85,7 +83,7 @@ def _log_access(scope: Scope, status: int) -> None:
         return
     client = "{}:{}".format(*scope["client"]) if scope["client"] else "-"
     request = (scope["method"], quote(scope["path"]), scope["http_version"])
-    log.info('%s "%s %s HTTP/%s" %d request=%s', client, *request, status, scope["state"]["request_id"])
+    log.info('%s "%s %s HTTP/%s" %d', client, *request, status, extra={"request": scope["state"]["request_id"]})
 
 
 class ErrorBoundary:
@@ -115,15 +113,12 @@ class ErrorBoundary:
             error = exc.with_traceback(None)  # its frames hold this one and the body: a circle that is found late
         except asyncio.CancelledError:
             # The server is told to stop and will wait no longer; nothing else cancels a request from outside.
-            error = Overloaded(
-                "Шлюз останавливают, и его сессии пропадут. Когда он запустится, откройте новую: POST /init_session.",
-                retry_after=_RESTART_SECONDS,
-            )
+            error = stopping()
         except Exception as exc:  # noqa: BLE001 - the outermost handler
             where = "".join(traceback.format_tb(exc.__traceback__))
             request_id = scope["state"].get("request_id")
             # Not `exception`: an error's own text may hold what a user wrote.
-            log.error("request=%s: %s\n%s", request_id, type(exc).__qualname__, where)  # noqa: TRY400
+            log.error("%s\n%s", type(exc).__qualname__, where, extra={"request": request_id})  # noqa: TRY400
             error = InternalError()
         else:
             return

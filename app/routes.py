@@ -3,9 +3,10 @@
 from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import Response
+from fastapi.responses import PlainTextResponse, Response
 
 from app import __version__
+from app.admission import Admission, stopping
 from app.background import VLLMWatch
 from app.chat import Chat
 from app.direct import says_json
@@ -28,6 +29,8 @@ from app.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
+from app.metrics import MEDIA_TYPE as METRICS_MEDIA_TYPE
+from app.metrics import Metrics, State
 from app.schemas import (
     CancelAnswer,
     ChatAnswer,
@@ -60,6 +63,7 @@ async def _require_json(request: Request) -> None:
 
 router = APIRouter()
 state = APIRouter(tags=["Состояние"])
+measurements = APIRouter(tags=["Состояние"])
 sessions = APIRouter(tags=["Сессии"], dependencies=[Depends(_require_json)])
 
 
@@ -75,9 +79,14 @@ async def _watch(request: Request) -> VLLMWatch:
     return cast(VLLMWatch, request.state.watch)
 
 
+async def _admission(request: Request) -> Admission:
+    return cast(Admission, request.state.admission)
+
+
 ChatDep = Annotated[Chat, Depends(_chat)]
 VLLMDep = Annotated[VLLMClient, Depends(_vllm)]
 WatchDep = Annotated[VLLMWatch, Depends(_watch)]
+AdmissionDep = Annotated[Admission, Depends(_admission)]
 
 
 _PROBLEM_CONTENT = {MEDIA_TYPE: {"schema": {**Problem.model_json_schema(), "description": "RFC 9457: ошибка."}}}
@@ -204,7 +213,7 @@ async def stop_session(body: SessionBody, chat: ChatDep) -> StopAnswer:
 @state.get("/health", summary="Что со шлюзом и vLLM", description="Всегда 200, пока жив шлюз.")
 async def health(chat: ChatDep, vllm: VLLMDep, watch: WatchDep) -> HealthAnswer:
     """Liveness: 200 as long as the gateway lives."""
-    reason = await vllm.ailment()
+    reason = await watch.ailment()
     return {
         "status": "degraded" if reason else "ok",
         "vllm": reason or "ok",
@@ -219,15 +228,36 @@ async def health(chat: ChatDep, vllm: VLLMDep, watch: WatchDep) -> HealthAnswer:
 @state.get(
     "/ready",
     summary="Можно ли вести диалог",
-    description="200, когда токенизатор загружен и vLLM отвечает, иначе 503 и причина.",
-    responses={503: _problems(UpstreamUnavailable)[503]},
+    description="200, когда токенизатор загружен и vLLM отвечает; иначе, и когда шлюз останавливают, 503 и причина.",
+    responses={503: _problems(UpstreamUnavailable, Overloaded)[503]},
 )
-async def ready(vllm: VLLMDep) -> ReadyAnswer:
+async def ready(watch: WatchDep, admission: AdmissionDep) -> ReadyAnswer:
     """Readiness."""
-    reason = await vllm.ailment()
+    if admission.is_closing:
+        raise stopping()
+    reason = await watch.ailment()
     if reason:
         raise UpstreamUnavailable(reason)
     return {"status": "ready"}
+
+
+@measurements.get(
+    "/metrics",
+    summary="Измерения для Prometheus",
+    description="Текст в формате Prometheus. Ни сессий, ни текстов в нём нет. Выключается METRICS_ENABLED=false.",
+    response_class=PlainTextResponse,
+)
+async def metrics(request: Request, chat: ChatDep, watch: WatchDep, admission: AdmissionDep) -> Response:
+    """What was measured since the start, and how things stand."""
+    now = State(
+        sessions=await chat.session_count(),
+        in_flight=admission.in_flight,
+        waiting=admission.waiting,
+        count_mismatches=watch.count_mismatches,
+        vllm_up=watch.is_up,
+        vllm_stalled=watch.is_stalled,
+    )
+    return Response(cast(Metrics, request.state.metrics).exposition(now), media_type=METRICS_MEDIA_TYPE)
 
 
 router.include_router(sessions)

@@ -1,13 +1,12 @@
 """One turn: fit the history, ask vLLM, commit both messages together or nothing."""
 
 import asyncio
-import logging
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
+from app.admission import Admission
 from app.context import Pair
 from app.errors import (
     SEE_VLLM_LOG,
@@ -17,11 +16,12 @@ from app.errors import (
     UpstreamRejected,
     UpstreamTimeout,
 )
+from app.metrics import Metrics
+from app.progress import Progress
 from app.prompt import Prompt, Prompts
+from app.record import TurnRecord
 from app.sessions import Session
 from app.vllm import Answer, Message, ToolCall, Usage, VLLMClient
-
-log = logging.getLogger(__name__)
 
 CANCELLED = "cancelled"
 DEFAULT_MAX_TOKENS = 512
@@ -127,6 +127,27 @@ class Sink(Protocol):
         """The next pieces, all that came with one read."""
 
 
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What all turns of a gateway work with.
+
+    Attributes:
+        vllm: whom they ask.
+        prompts: makes what they ask.
+        admission: lets them ask.
+        progress: knows whether vLLM answers them.
+        metrics: are told of them.
+        max_session_bytes: text that one session may hold.
+    """
+
+    vllm: VLLMClient
+    prompts: Prompts
+    admission: Admission
+    progress: Progress
+    metrics: Metrics
+    max_session_bytes: int
+
+
 class Turn:
     """One exchange of a session; lives while the session is busy with it.
 
@@ -138,17 +159,18 @@ class Turn:
         expires_in: whole seconds that the session had to live when the turn ended.
     """
 
-    def __init__(
-        self, session: Session, question: Question, vllm: VLLMClient, prompts: Prompts, max_session_bytes: int
-    ) -> None:
+    def __init__(self, session: Session, question: Question, resources: Resources) -> None:
         self.finished = asyncio.Event()
         self.cancelled = False
         self.expires_in = 0
         self._session = session
         self._question = question
-        self._vllm = vllm
-        self._prompts = prompts
-        self._max_session_bytes = max_session_bytes
+        self._vllm = resources.vllm
+        self._prompts = resources.prompts
+        self._admission = resources.admission
+        self._max_session_bytes = resources.max_session_bytes
+        self._metrics = resources.metrics
+        self._record = TurnRecord(resources.metrics, resources.progress)
         self._stopped = False
         self._time: asyncio.Timeout | None = None
         self._prompt: Prompt | None = None
@@ -180,7 +202,6 @@ class Turn:
         return self._run(partial(self._stream, sink))
 
     async def _run(self, ask: Callable[[dict[str, Any]], Awaitable[None]]) -> TurnResult:
-        started = time.monotonic()
         outcome = "failed"
         try:
             prompt = await self._ask_in_scope(ask)
@@ -190,9 +211,10 @@ class Turn:
             return self._finish(prompt)
         except GatewayError as exc:
             outcome = exc.code
+            self._metrics.failed(exc)
             raise
         finally:
-            self._log(outcome, time.monotonic() - started)
+            self._record.close(outcome, self._session.public_id, self._question.request_id, self._reply.usage)
 
     async def _ask_in_scope(self, ask: Callable[[dict[str, Any]], Awaitable[None]]) -> Prompt | None:
         """Fit and ask. None: cancelled with nothing to show for it."""
@@ -214,16 +236,27 @@ class Turn:
         return self._prompt
 
     async def _fit_and_ask(self, ask: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
-        """Ask, and once more where vLLM refuses because it finds more tokens in the prompt than was known until now."""
-        prompt = self._prompt = await self._fit()
+        """Wait for a place, fit, ask; and once more where vLLM finds more tokens than was known until now."""
+        async with self._admission:
+            self._record.admitted()
+            prompt = await self._fit()
+            try:
+                await self._ask(ask, prompt)
+            except UpstreamRejected:
+                agreement = self._prompts.agreement
+                if not await agreement.explains_refusal(prompt.messages, self._question.extra, prompt.needed):
+                    raise
+                await self._ask(ask, await self._fit())
+
+    async def _ask(self, ask: Callable[[dict[str, Any]], Awaitable[None]], prompt: Prompt) -> None:
+        request = self._request(prompt)
+        self._prompt = prompt
+        self._record.history_pairs, self._record.dropped_pairs = prompt.history_pairs, prompt.dropped_pairs
+        self._record.asks(self._key)
         try:
-            await ask(self._request(prompt))
-        except UpstreamRejected:
-            agreement = self._prompts.agreement
-            if not await agreement.explains_refusal(prompt.messages, self._question.extra, prompt.needed):
-                raise
-            prompt = self._prompt = await self._fit()
-            await ask(self._request(prompt))
+            await ask(request)
+        finally:
+            self._record.answered()
 
     async def _fit(self) -> Prompt:
         session, question = self._session, self._question
@@ -248,6 +281,7 @@ class Turn:
 
     async def _complete(self, request: dict[str, Any]) -> None:
         self._reply.add(await self._vllm.complete(request, self._key, self._headers))
+        self._record.read([])
 
     async def _stream(self, sink: Sink, request: dict[str, Any]) -> None:
         async with self._vllm.stream(request, self._key, self._headers) as stream:
@@ -259,6 +293,7 @@ class Turn:
                     self._reply.add(answer)
                     if answer.choices and answer.choices[0].delta:
                         deltas.append(answer.choices[0].delta)
+                self._record.read(deltas)
                 await sink.write(deltas)
 
     def _finish(self, prompt: Prompt) -> TurnResult:
@@ -269,6 +304,7 @@ class Turn:
         text = "".join(reply.text)
         dropped_pairs = prompt.dropped_pairs
         if text or not self.cancelled:
+            self._record.newly_dropped_pairs = max(0, dropped_pairs - session.dropped_pairs)
             pair = Pair.of(self._question.message, text, reply.finish_reason)
             session.commit(pair, dropped_pairs, self._max_session_bytes)
             dropped_pairs = session.dropped_pairs
@@ -287,16 +323,4 @@ class Turn:
                 forgotten_pairs=session.forgotten_pairs,
                 cached_tokens=details.cached_tokens if details else None,
             ),
-        )
-
-    def _log(self, outcome: str, seconds: float) -> None:
-        usage = self._reply.usage
-        log.info(
-            "turn outcome=%s session=%s request=%s prompt_tokens=%s completion_tokens=%s seconds=%.3f",
-            outcome,
-            self._session.public_id[:8],
-            self._question.request_id,
-            usage.prompt_tokens if usage else "-",
-            usage.completion_tokens if usage else "-",
-            seconds,
         )

@@ -32,7 +32,7 @@ def test_every_endpoint_is_described_in_russian_with_its_errors(gateway: Gateway
     schema = gateway.http.get("/openapi.json").json()
     assert "servers" not in schema, "the address is the one that the page came from"
     posts = "init_session set_system_prompt chat history cancel undo reset stop_session"
-    assert set(schema["paths"]) == {f"/{name}" for name in posts.split()} | {"/health", "/ready"}
+    assert set(schema["paths"]) == {f"/{name}" for name in posts.split()} | {"/health", "/ready", "/metrics"}
     for path, methods in schema["paths"].items():
         for operation in methods.values():
             assert re.search("[а-яё]", operation["description"]), path

@@ -8,6 +8,7 @@ import pytest
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.logs import TextFormatter
 from app.middleware import ErrorBoundary, RequestId
 from tests.conftest import Gateway, SessionOf, StartGateway, problem
 from tests.scripted_vllm import ScriptedVLLM
@@ -80,7 +81,8 @@ def test_a_defect_is_a_500_without_a_trace(caplog: pytest.LogCaptureFixture) -> 
     body = problem(response, 500, "internal_error")
     assert SECRET not in response.text
     assert "X-Request-Id" in body["detail"]
-    assert response.headers["x-request-id"] in caplog.text, "the log line can be found by the id"
+    [record] = caplog.records
+    assert f"request={response.headers['x-request-id']}" in TextFormatter("%(message)s").format(record)
     assert "KeyError" in caplog.text
     assert "breaks_at_once" in caplog.text
     assert SECRET not in caplog.text
@@ -113,6 +115,7 @@ def test_no_key_no_session_and_no_message_in_the_logs(gateway: Gateway, caplog: 
     for path, body in calls:
         gateway.post(path, session_id=session.id, **body)
     gateway.post("/init_session", vllm_api_key="тайный ключ")
-    assert caplog.text.count("turn outcome=") == 3
+    logged = "\n".join(TextFormatter("%(message)s").format(record) for record in caplog.records)
+    assert logged.count("turn outcome=") == 3
     for secret in ("test-key", "тайн", session.id, "Ответ"):
-        assert secret not in caplog.text
+        assert secret not in logged

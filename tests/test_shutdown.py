@@ -16,17 +16,17 @@ import httpx2
 import pytest
 
 from demo.stand import Server, free_port
-from tests.conftest import Gateway, Upstream, problem
+from tests.conftest import Gateway, Upstream, gateway_process, problem
 from tests.readme import ROOT
-from tests.scripted_vllm import ScriptedVLLM, delta, streamed, whole
+from tests.scripted_vllm import KEY, ScriptedVLLM, delta, streamed, whole
 from tests.servers import wait_until
 
 
 def command_of_the_image(port: int) -> list[str]:
-    """The image's own, but for where it listens and how long it waits."""
+    """The image's own, but for where it listens."""
     [line] = re.findall(r"^CMD (\[.*\])$", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
     words: list[str] = json.loads(line)
-    for option, value in (("--host", "127.0.0.1"), ("--port", str(port)), ("--timeout-graceful-shutdown", "2")):
+    for option, value in (("--host", "127.0.0.1"), ("--port", str(port))):
         words[words.index(option) + 1] = value
     return [sys.executable, "-m", *words]
 
@@ -34,7 +34,7 @@ def command_of_the_image(port: int) -> list[str]:
 @pytest.fixture
 def server(upstream: Upstream, model_folder: Path) -> Iterator[Server]:
     port = free_port()
-    environ = {"VLLM_BASE_URL": f"{upstream.url}/v1", "TOKENIZER_PATH": str(model_folder)}
+    environ = {"VLLM_BASE_URL": f"{upstream.url}/v1", "TOKENIZER_PATH": str(model_folder), "DRAIN_SECONDS": "2"}
     with Server("gateway-shutdown", command_of_the_image(port), environ, port, "/ready") as started:
         started.wait_until_ready()
         yield started
@@ -147,3 +147,44 @@ def test_a_turn_that_ends_in_time_is_answered(server: Server, gateway: Gateway, 
     answer: Any = last.json()
     assert (last.event, answer["reply"]) == ("done", "Успел")
     check_it_ended_well(server, vllm)
+
+
+def test_while_turns_end_the_others_are_told(server: Server, gateway: Gateway, vllm: ScriptedVLLM) -> None:
+    vllm.scripts.append(streamed([delta(content="Пока"), 1.5, delta("stop", content="")]))
+    session, other = gateway.open(), gateway.open()
+    with session.stream("?") as source, httpx2.Client(base_url=server.url, timeout=5) as newcomer:
+        events = iter(source)
+        next(events)
+        server.process.terminate()
+        wait_until(lambda: newcomer.get("/ready").status_code == 503)
+        late = Gateway(server.url, newcomer)
+        assert "останавливают" in problem(newcomer.get("/ready"), 503, "overloaded")["detail"]
+        late.refused(503, "overloaded", "/chat", session_id=other.id, message="?")
+        late.refused(503, "overloaded", "/init_session", vllm_api_key=KEY)
+        assert newcomer.get("/health").status_code == 200, "it lives"
+        assert late.ok("/history", session_id=other.id)["messages"] == []
+        [last] = events
+    assert last.event == "done"
+    check_it_ended_well(server, vllm)
+
+
+def test_a_second_signal_waits_no_longer(upstream: Upstream, model_folder: Path) -> None:
+    upstream.script.scripts.append(streamed([delta(content="Пока"), 60.0]))
+    with gateway_process(upstream.url, model_folder, DRAIN_SECONDS="600") as (gateway, pid):
+        with gateway.open().stream("?") as source:
+            events = iter(source)
+            next(events)
+            os.kill(pid, signal.SIGINT)
+            wait_until(lambda: gateway.http.get("/ready").status_code == 503)
+            os.kill(pid, signal.SIGINT)
+            wait_until(lambda: not listens(gateway))
+            os.kill(pid, signal.SIGINT)  # to uvicorn, which waits for the stream
+        wait_until(lambda: upstream.script.running == 0)
+
+
+def listens(gateway: Gateway) -> bool:
+    try:
+        httpx2.get(f"{gateway.url}/health", timeout=5)
+    except httpx2.ConnectError:
+        return False
+    return True
