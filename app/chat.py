@@ -140,7 +140,8 @@ class Chat:
         max_tokens = DEFAULT_MAX_TOKENS if self._vllm.max_model_len > DEFAULT_MAX_TOKENS else 1
         advice = "увеличьте контекст: MAX_CONTEXT_TOKENS, VLLM_MAX_MODEL_LEN"
         allowed = replace(self._prompts.budget(max_tokens), advice=advice)
-        prompt = await self._prompts.fit(session, "", allowed, extra={}, start=None)
+        talk = self._prompts.talk(session, "")
+        prompt = await self._prompts.fit(talk, session.surplus, allowed, extra={}, start=None)
         session.dropped_pairs = prompt.dropped_pairs
         return ContextReceipt(
             limit=prompt.limit,

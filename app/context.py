@@ -10,6 +10,7 @@ from typing import Literal, TypedDict, TypeVar
 import msgspec
 
 from app.errors import ContextTooLong
+from app.idempotency import KeptAnswer
 
 T = TypeVar("T")
 
@@ -33,6 +34,8 @@ class Pair(msgspec.Struct, frozen=True, gc=False):
     finish_reason: str | None
     tokens: int = 0
     """A note of `PairwiseCounter`; 0: not counted yet."""
+    kept: KeptAnswer | None = None
+    """Where the question came with a key."""
 
     @staticmethod
     def of(user: str, assistant: str, finish_reason: str | None) -> "Pair":
@@ -52,7 +55,8 @@ class Pair(msgspec.Struct, frozen=True, gc=False):
     @property
     def size_bytes(self) -> int:
         """UTF-8 length of all that is kept of it."""
-        return len(self.user_utf8) + len(self.assistant_utf8) + len((self.finish_reason or "").encode())
+        kept_bytes = self.kept.size_bytes if self.kept else 0
+        return len(self.user_utf8) + len(self.assistant_utf8) + len((self.finish_reason or "").encode()) + kept_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,8 +45,7 @@ class DirectChat:
         except ValidationError:
             await self._usual(scope, beginning_with(raw, receive), send)
             return
-        state = scope["state"]
-        await turn_response(body, cast(Chat, state["chat"]), state["request_id"])(scope, receive, send)
+        await turn_response(body, cast(Chat, scope["state"]["chat"]), scope)(scope, receive, send)
 
 
 def says_json(scope: Scope) -> bool:

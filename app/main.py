@@ -106,7 +106,7 @@ def create_app(settings: Settings) -> ASGIApp:
                 allow_origins=settings.cors_allow_origins,
                 allow_methods=["GET", "POST"],
                 allow_headers=["*"],
-                expose_headers=["X-Request-Id", "Retry-After"],
+                expose_headers=["X-Request-Id", "Retry-After", "Idempotent-Replayed"],
             ),
             Middleware(ErrorBoundary),
             Middleware(BodyLimit, max_bytes=settings.max_request_bytes),

@@ -55,20 +55,19 @@ class Prompts:
         """What a prompt may take beside an answer of `max_tokens`. Raises ContextTooLong where that fills the model."""
         return budget(self._max_context_tokens, self._vllm.max_model_len, max_tokens, self._target_ratio)
 
+    def talk(self, session: Session, message: str, *, without_last: bool = False) -> Talk:
+        """What a session and a new message of the user make; the last pair may be about to be replaced."""
+        pairs = tuple(session.pairs[:-1] if without_last else session.pairs)
+        return Talk(session.system_prompt, pairs, message, folded=self._tokenizer.template.folds_system_prompt)
+
     async def fit(
-        self,
-        session: Session,
-        message: str,
-        allowed: Budget,
-        *,
-        extra: Mapping[str, Any],
-        start: int | None,
+        self, talk: Talk, seen_surplus: Surplus, allowed: Budget, *, extra: Mapping[str, Any], start: int | None
     ) -> Prompt:
         """Lay out a prompt within its budget.
 
         Args:
-            session: whose system prompt and history it begins with.
-            message: the user's new one.
+            talk: what it is made of.
+            seen_surplus: what vLLM counted more of the session's last prompt.
             allowed: the budget.
             extra: further fields of the request to vLLM.
             start: pairs that the last prompt left out; None: there was none.
@@ -77,8 +76,6 @@ class Prompts:
             ContextTooLong: the system prompt and the message alone are over the limit.
             UpstreamRejected: the model's chat template refuses the conversation.
         """
-        folded = self._tokenizer.template.folds_system_prompt
-        talk = Talk(session.system_prompt, tuple(session.pairs), message, folded=folded)
         stored = len(talk.pairs)
 
         async def fit_into(allowed: Budget, start: int | None) -> tuple[Window, list[ChatMessage], Needed]:
@@ -88,11 +85,11 @@ class Prompts:
             sent = talk.messages(window.start)
             return window, sent, await self.agreement.needed(sent, extra, window.used)
 
-        surplus = self.agreement.expected(session.surplus)
+        surplus = self.agreement.expected(seen_surplus)
         window, sent, needed = await fit_into(allowed.lowered_by(surplus), start)
         while needed.tokens > allowed.limit and window.start < stored:
             surplus = Surplus.seen(needed.counted, needed.tokens)
             window, sent, needed = await fit_into(allowed.lowered_by(surplus), window.start)
         if needed.tokens > allowed.limit:
-            raise allowed.too_long(needed.tokens, message)
+            raise allowed.too_long(needed.tokens, talk.message)
         return Prompt(sent, needed, allowed.limit, stored - window.start, window.start)

@@ -29,6 +29,7 @@ from app.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
+from app.idempotency import HEADER, PATTERN
 from app.metrics import MEDIA_TYPE as METRICS_MEDIA_TYPE
 from app.metrics import Metrics, State
 from app.schemas import (
@@ -104,6 +105,15 @@ def _problems(*errors: type[GatewayError]) -> dict[int | str, dict[str, Any]]:
     return responses
 
 
+_IDEMPOTENCY_KEY = {
+    "name": HEADER,
+    "in": "header",
+    "required": False,
+    "description": "Ключ, с которым ответ можно спросить ещё раз, если он потерялся: тот же вопрос с тем же ключом "
+    "вернёт записанный ответ, а не задаст вопрос снова. Остановленный ответ заменит новый.",
+    "schema": {"type": "string", "pattern": PATTERN},
+}
+
 _UPSTREAM = (TooManyRequests, UpstreamError, UpstreamUnavailable, UpstreamTimeout)
 
 
@@ -137,19 +147,27 @@ async def set_system_prompt(body: SetSystemPromptBody, chat: ChatDep) -> OkAnswe
     summary="Отправить сообщение",
     description="Ответ приходит целиком (JSON) или, при `stream: true`, потоком server-sent events.",
     response_model=ChatAnswer,
+    openapi_extra={"parameters": [_IDEMPOTENCY_KEY]},
     responses={
         200: {
             "description": "Ответ модели. При `stream: true` — поток: `delta`, `reasoning`, затем `done` или `error`.",
             "content": {"text/event-stream": {"schema": {"type": "string"}}},
         },
         **_problems(
-            InvalidKey, SessionNotFound, SessionBusy, TurnCancelled, ContextTooLong, UpstreamRejected, *_UPSTREAM
+            InvalidKey,
+            SessionNotFound,
+            SessionBusy,
+            TurnCancelled,
+            ContextTooLong,
+            UpstreamRejected,
+            Overloaded,
+            *_UPSTREAM,
         ),
     },
 )
 async def chat_turn(body: ChatBody, request: Request, chat: ChatDep) -> Response:
     """Run a turn, in either answer form; seldom called, see `DirectChat`."""
-    return turn_response(body, chat, request.state.request_id)
+    return turn_response(body, chat, request.scope)
 
 
 @sessions.post(

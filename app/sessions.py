@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Protocol
 
+import msgspec
 from pydantic import SecretStr
 
 from app.context import NO_SURPLUS, Pair, Surplus
 from app.errors import NothingToUndo, Overloaded, SessionBusy, SessionNotFound
+from app.idempotency import KeptAnswer
 
 # How long the cleaner may keep everybody waiting at a time, and how many sessions it looks for meanwhile.
 _SWEEP_AT_ONCE_SECONDS = 0.002
@@ -83,10 +85,28 @@ class Session:
         if self.turn is not None:
             raise SessionBusy
 
-    def commit(self, pair: Pair, dropped_pairs: int, max_text_bytes: int) -> None:
-        """Append a finished turn, then forget the oldest pairs that are over `max_text_bytes`."""
+    def commit(self, pair: Pair, dropped_pairs: int, max_text_bytes: int, *, replaces_last: bool = False) -> None:
+        """Append a finished turn, then forget the oldest pairs that are over `max_text_bytes`.
+
+        With `replaces_last` it takes the place of the last one.
+        """
+        if replaces_last:
+            self._text_bytes -= self.pairs.pop().size_bytes
         self.dropped_pairs = dropped_pairs
         self.extend([pair], max_text_bytes)
+
+    def keep(self, pair: Pair, answer: KeptAnswer) -> None:
+        """Have the last pair, unless it was forgotten at once, found again by the key that its question came with.
+
+        What this takes counts as the session's text when the next pair is committed.
+        """
+        if self.pairs and self.pairs[-1] is pair:
+            self.pairs[-1] = msgspec.structs.replace(pair, kept=answer)
+            self._text_bytes += answer.size_bytes
+
+    def asked_with(self, key: str) -> Pair | None:
+        """The pair whose question came with this key."""
+        return next((pair for pair in reversed(self.pairs) if pair.kept and pair.kept.key == key), None)
 
     def extend(self, pairs: Sequence[Pair], max_text_bytes: int) -> None:
         """Append finished turns, then forget the oldest pairs that are over `max_text_bytes`."""

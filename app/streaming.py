@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from app import sse
 from app.chat import Chat
+from app.idempotency import idempotency_key
 from app.schemas import ChatBody, chat_answer
 from app.turn import Question, Turn
 from app.vllm import Message
@@ -18,9 +19,13 @@ from app.vllm import Message
 KEEP_ALIVE_SECONDS = 15.0
 
 
-def turn_response(body: ChatBody, chat: Chat, request_id: str) -> "TurnResponse":
-    """The turn that a request asks for, in the answer form that it asks for."""
-    question = Question(body.message, body.max_tokens, body.temperature, body.extra or {}, request_id)
+_REPEATED = (b"idempotent-replayed", b"true")
+
+
+def turn_response(body: ChatBody, chat: Chat, scope: Scope) -> "TurnResponse":
+    """The turn that a request asks for, in the answer form that it asks for. Raises InvalidRequest for a bad key."""
+    key, request_id = idempotency_key(scope), scope["state"]["request_id"]
+    question = Question(body.message, body.max_tokens, body.temperature, body.extra or {}, request_id, key)
     return TurnResponse(chat.turn(body.session_id, question), stream=body.stream)
 
 
@@ -47,6 +52,8 @@ class TurnResponse(Response):
                 result = await turn.reply()
         body = msgspec.json.encode(chat_answer(result, turn.expires_in))
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        if turn.is_repeated:
+            headers.append(_REPEATED)
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body, "more_body": False})
 
@@ -73,13 +80,15 @@ class EventStream:
         self._silence: asyncio.TimerHandle | None = None
         self._comment: asyncio.Future[None] | None = None
 
-    async def open(self) -> None:
+    async def open(self, *, is_repeated: bool = False) -> None:
         """Send the status and the headers; from now on a long silence is broken with comments."""
         headers = [
             (b"content-type", b"text/event-stream; charset=utf-8"),
             (b"cache-control", b"no-store"),
             (b"x-accel-buffering", b"no"),  # a proxy in front must not gather events
         ]
+        if is_repeated:
+            headers.append(_REPEATED)
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         self._last_write = self._loop.time()
         self._silence = self._loop.call_later(self._keep_alive_seconds, self._break_silence)

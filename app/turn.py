@@ -2,20 +2,24 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
+
+import msgspec
 
 from app.admission import Admission
 from app.context import Pair
 from app.errors import (
     SEE_VLLM_LOG,
     GatewayError,
+    InvalidRequest,
     TurnCancelled,
     UpstreamError,
     UpstreamRejected,
     UpstreamTimeout,
 )
+from app.idempotency import HEADER, KeptAnswer, digest
 from app.metrics import Metrics
 from app.progress import Progress
 from app.prompt import Prompt, Prompts
@@ -37,6 +41,7 @@ class Question:
         temperature: None is not sent, so that the model's own generation_config.json applies.
         extra: further fields of vLLM's request body.
         request_id: sent to vLLM as X-Request-Id.
+        idempotency_key: by which the answer can be asked for again; None: it cannot.
     """
 
     message: str
@@ -44,6 +49,11 @@ class Question:
     temperature: float | None
     extra: Mapping[str, Any]
     request_id: str
+    idempotency_key: str | None = None
+
+    def digest(self) -> bytes:
+        """Of all that is asked; the form of the answer is no part of it."""
+        return digest(self.message, self.max_tokens, self.temperature, self.extra)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +130,8 @@ class TurnResult:
 class Sink(Protocol):
     """Where a stream goes."""
 
-    async def open(self) -> None:
-        """vLLM has accepted the request."""
+    async def open(self, *, is_repeated: bool = False) -> None:
+        """vLLM has accepted the request, or its answer is here since an earlier time."""
 
     async def write(self, messages: list[Message]) -> None:
         """The next pieces, all that came with one read."""
@@ -156,12 +166,14 @@ class Turn:
     Attributes:
         finished: set when the session is free again.
         cancelled: whether the turn was stopped before vLLM's answer was complete.
+        is_repeated: whether the answer is that of an earlier turn, asked for again by its key.
         expires_in: whole seconds that the session had to live when the turn ended.
     """
 
     def __init__(self, session: Session, question: Question, resources: Resources) -> None:
         self.finished = asyncio.Event()
         self.cancelled = False
+        self.is_repeated = False
         self.expires_in = 0
         self._session = session
         self._question = question
@@ -171,6 +183,7 @@ class Turn:
         self._max_session_bytes = resources.max_session_bytes
         self._metrics = resources.metrics
         self._record = TurnRecord(resources.metrics, resources.progress)
+        self._replaces_last = False
         self._stopped = False
         self._time: asyncio.Timeout | None = None
         self._prompt: Prompt | None = None
@@ -191,7 +204,7 @@ class Turn:
         Raises:
             TurnCancelled: stopped; nothing was committed.
         """
-        return self._run(self._complete)
+        return self._run(None)
 
     def stream(self, sink: Sink) -> Awaitable[TurnResult]:
         """Ask for a stream and pass it on to `sink`. Stopped after its start, it returns what had come by then.
@@ -199,12 +212,15 @@ class Turn:
         Raises:
             TurnCancelled: stopped before vLLM accepted the request; nothing was committed.
         """
-        return self._run(partial(self._stream, sink))
+        return self._run(sink)
 
-    async def _run(self, ask: Callable[[dict[str, Any]], Awaitable[None]]) -> TurnResult:
+    async def _run(self, sink: Sink | None) -> TurnResult:
         outcome = "failed"
         try:
-            prompt = await self._ask_in_scope(ask)
+            if (earlier := self._earlier()) is not None:
+                outcome = "repeated"
+                return await self._repeat(earlier, sink)
+            prompt = await self._ask_in_scope(partial(self._stream, sink) if sink else self._complete)
             outcome = CANCELLED if self.cancelled else "completed"
             if prompt is None:
                 raise TurnCancelled
@@ -215,6 +231,34 @@ class Turn:
             raise
         finally:
             self._record.close(outcome, self._session.public_id, self._question.request_id, self._reply.usage)
+
+    def _earlier(self) -> TurnResult | None:
+        """The answer to the same question, if it was asked before with the same key.
+
+        A stopped answer is no answer: where it is the last one, this turn replaces it.
+
+        Raises:
+            InvalidRequest: something else was asked with this key.
+        """
+        key, session = self._question.idempotency_key, self._session
+        pair = session.asked_with(key) if key is not None else None
+        if pair is None or pair.kept is None:
+            return None
+        if pair.kept.question != self._question.digest():
+            raise InvalidRequest(
+                f"С этим {HEADER} уже задан другой вопрос. Для нового вопроса нужен новый ключ.", field=HEADER
+            )
+        if pair.finish_reason == CANCELLED and pair is session.pairs[-1]:
+            self._replaces_last = True
+            return None
+        return replace(msgspec.json.decode(pair.kept.answer, type=TurnResult), reply=pair.assistant)
+
+    async def _repeat(self, earlier: TurnResult, sink: Sink | None) -> TurnResult:
+        self.is_repeated = True
+        if sink is not None:
+            await sink.open(is_repeated=True)
+            await sink.write([Message(reasoning=earlier.reasoning), Message(content=earlier.reply)])
+        return earlier
 
     async def _ask_in_scope(self, ask: Callable[[dict[str, Any]], Awaitable[None]]) -> Prompt | None:
         """Fit and ask. None: cancelled with nothing to show for it."""
@@ -260,13 +304,10 @@ class Turn:
 
     async def _fit(self) -> Prompt:
         session, question = self._session, self._question
-        return await self._prompts.fit(
-            session,
-            question.message,
-            self._prompts.budget(question.max_tokens),
-            extra=question.extra,
-            start=session.dropped_pairs,
-        )
+        talk = self._prompts.talk(session, question.message, without_last=self._replaces_last)
+        allowed = self._prompts.budget(question.max_tokens)
+        start = min(session.dropped_pairs, len(talk.pairs))
+        return await self._prompts.fit(talk, session.surplus, allowed, extra=question.extra, start=start)
 
     def _request(self, prompt: Prompt) -> dict[str, Any]:
         request = {
@@ -303,13 +344,14 @@ class Turn:
             session.surplus = self._prompts.agreement.compare(prompt.needed, reply.usage.prompt_tokens)
         text = "".join(reply.text)
         dropped_pairs = prompt.dropped_pairs
+        pair = None
         if text or not self.cancelled:
             self._record.newly_dropped_pairs = max(0, dropped_pairs - session.dropped_pairs)
             pair = Pair.of(self._question.message, text, reply.finish_reason)
-            session.commit(pair, dropped_pairs, self._max_session_bytes)
+            session.commit(pair, dropped_pairs, self._max_session_bytes, replaces_last=self._replaces_last)
             dropped_pairs = session.dropped_pairs
         details = reply.usage.prompt_tokens_details if reply.usage else None
-        return TurnResult(
+        result = TurnResult(
             reply=text,
             reasoning="".join(reply.reasoning),
             tool_calls=list(reply.tool_calls.values()),
@@ -324,3 +366,8 @@ class Turn:
                 cached_tokens=details.cached_tokens if details else None,
             ),
         )
+        key = self._question.idempotency_key
+        if pair is not None and key is not None:
+            answer = msgspec.json.encode(replace(result, reply=""))
+            session.keep(pair, KeptAnswer(key, self._question.digest(), answer))
+        return result

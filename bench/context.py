@@ -69,7 +69,8 @@ async def measure(folder: Path, size_tokens: int) -> None:
 
         async def fit(message: str) -> tuple[float, Prompt]:
             started = time.perf_counter()
-            prompt = await prompts.fit(session, message, prompts.budget(MAX_TOKENS), extra={}, start=0)
+            talk = prompts.talk(session, message)
+            prompt = await prompts.fit(talk, session.surplus, prompts.budget(MAX_TOKENS), extra={}, start=0)
             return time.perf_counter() - started, prompt
 
         cold_seconds, _ = await fit("ещё")

@@ -14,6 +14,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 _WALK = "API по шагам"
 _BLOCK = re.compile(r"^ *```(bash|json|text)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 _EVENT = re.compile(r"^event: (\w+)\ndata: (.*)$", re.MULTILINE)
+_NUMBER = re.compile(r"\b\d+(\.\d+)?\b")
 _MARK = "\n--- конец шага ---\n"
 
 Step = tuple[str, str, str]
@@ -60,8 +61,10 @@ def type_the_walk(gateway_url: str, key: str, folder: Path, title: str = _WALK, 
     for (command, form, documented), output in zip(steps, result.stdout.split(_MARK), strict=False):
         if form == "json":
             assert _shape(json.loads(output)) == _shape(json.loads(documented)), command
+        elif _EVENT.search(documented):
+            assert _event_shapes(output) == _event_shapes(documented), command
         elif form == "text":
-            assert _event_shapes(output) == _event_shapes(documented) != [], command
+            assert _NUMBER.sub("N", output) == _NUMBER.sub("N", documented), command
         else:
             assert output == "", command
     return result.stdout

@@ -39,7 +39,7 @@ def test_cors_for_all_by_default(gateway: Gateway) -> None:
     assert response.headers["access-control-allow-origin"] == "*"
     assert "access-control-allow-credentials" not in response.headers
     exposed = response.headers["access-control-expose-headers"]
-    assert {name.strip() for name in exposed.split(",")} == {"X-Request-Id", "Retry-After"}
+    assert {name.strip() for name in exposed.split(",")} == {"X-Request-Id", "Retry-After", "Idempotent-Replayed"}
 
 
 def test_cors_for_those_on_the_list(start_gateway: StartGateway) -> None:
