@@ -17,6 +17,7 @@ CPU = ROOT / "deploy" / "docker-compose.cpu.yaml"
 # Lines of .env.example that are no defaults but something else to choose.
 CHOICES = {
     "COMPOSE_FILE": "docker-compose.yaml:deploy/docker-compose.cpu.yaml",
+    "COMPOSE_PROFILES": "monitoring",
     "BASE_IMAGE": "pytorch/pytorch:2.13.0-cuda13.0-cudnn9-runtime",
     "VLLM_VERSION": "0.32.0",
 }
@@ -93,7 +94,7 @@ def test_the_block_of_the_readme_is_the_active_part_of_env_example() -> None:
 def test_the_readme_tables_hold_every_variable_with_its_default() -> None:
     assert readme_table("Настройки шлюза") == defaults_of_the_gateway()
     stand = {name: value for name, value in defaults_of_the_stand().items() if name not in defaults_of_the_gateway()}
-    choices = {"COMPOSE_FILE": "docker-compose.yaml"}
+    choices = {"COMPOSE_FILE": "docker-compose.yaml", "COMPOSE_PROFILES": ""}
     key = {"VLLM_API_KEY": "нет, нужен свой"}
     assert readme_table("Настройки vLLM и стенда") == {**stand, **choices, **key}
 
