@@ -57,6 +57,7 @@ bench: ## измерить, сколько добавляет шлюз, оста
 	@.venv/bin/python -m bench.overhead $(BENCH_ARGS)
 	@.venv/bin/python -m bench.soak
 	@.venv/bin/python -m bench.cancel
+	@.venv/bin/python -m bench.vanish
 	@.venv/bin/python -m bench.rendering
 	@.venv/bin/python -m bench.context
 	@.venv/bin/python -m bench.window

@@ -18,7 +18,7 @@ from app.errors import MEDIA_TYPE, GatewayError, InternalError, RequestTooLarge
 
 log = logging.getLogger(__name__)
 
-_EXPECTED = frozenset({"/chat", "/health", "/ready"})
+_EXPECTED = frozenset({"/chat", "/health", "/ready", "/metrics"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._~:+/=-]{1,128}")
 
 

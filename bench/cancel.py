@@ -82,11 +82,11 @@ def main() -> None:
         vllm.wait_until_ready()
         with start_gateway(prepare("gateway"), vllm.url, model) as gateway:
             gateway.wait_until_ready()
-            print("\nmilliseconds until vLLM has nothing to do    median      p90      max  reading    stall")
+            print("\nmilliseconds until vLLM has nothing to do    median      p99      max  reading    stall")
             for name, act in ACTS.items():
                 with Stalls() as stalls:
                     stops, readings = measure(act, gateway.url, vllm.url, rounds)
-                figures = [statistics.median(stops), stops[int(rounds * 0.9)], stops[-1], statistics.median(readings)]
+                figures = [statistics.median(stops), stops[int(rounds * 0.99)], stops[-1], statistics.median(readings)]
                 print(f"{name:<40}", *(f"{1000 * seconds:8.0f}" for seconds in (*figures, stalls.longest_seconds)))
 
 

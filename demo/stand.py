@@ -156,7 +156,8 @@ def start_gateway(python: Path, vllm_url: str, model: Path, **settings: str) -> 
     port = free_port()
     command = [str(python), "-m", "uvicorn", "app.main:app", "--host", "127.0.0.1", "--port", str(port)]
     environ = {"VLLM_BASE_URL": f"{vllm_url}/v1", "VLLM_MODEL_NAME": SERVED_NAME, "TOKENIZER_PATH": str(model)}
-    environ |= settings
+    # Whoever stops it waits for no answer.
+    environ |= {"DRAIN_SECONDS": "0", **settings}
     return Server("gateway", command, environ, port, "/ready")
 
 

@@ -103,6 +103,7 @@ class ScriptedVLLM:
     Attributes:
         scripts: answers for the next chats, first come first served.
         seen: chats so far.
+        sent_bytes: of the bodies of chats, as far as clients have taken them.
         running: chats whose connection is open, as `vllm:num_requests_running`.
         key: what it asks for; None accepts all.
         max_model_len: what /v1/models says.
@@ -122,6 +123,7 @@ class ScriptedVLLM:
         self.scripts: deque[Script] = deque()
         self.seen: list[Seen] = []
         self.running = 0
+        self.sent_bytes = 0
         self.key: str | None = KEY
         self.max_model_len = 8192
         self.healthy = True
@@ -209,7 +211,7 @@ class _Chat:
         self._vllm.seen.append(Seen(dict(request.headers), body))
         script = self._vllm.next_script(body)
         self._vllm.running += 1
-        play = asyncio.create_task(_play(script, send))
+        play = asyncio.create_task(self._play(script, send))
         leave = asyncio.create_task(_until_disconnect(receive))
         try:
             await asyncio.wait([play, leave], return_when=asyncio.FIRST_COMPLETED)
@@ -218,21 +220,21 @@ class _Chat:
             play.cancel()
             leave.cancel()
 
-
-async def _play(script: Script, send: Send) -> None:
-    await asyncio.sleep(script.delay)
-    headers = {"content-type": script.media_type, **script.headers}
-    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": script.status, "headers": raw})
-    for act in script.acts:
-        match act:
-            case None:
-                return  # without the end of the body: uvicorn cuts the connection
-            case bytes():
-                await send({"type": "http.response.body", "body": act, "more_body": True})
-            case _:
-                await asyncio.sleep(act)
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
+    async def _play(self, script: Script, send: Send) -> None:
+        await asyncio.sleep(script.delay)
+        headers = {"content-type": script.media_type, **script.headers}
+        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+        await send({"type": "http.response.start", "status": script.status, "headers": raw})
+        for act in script.acts:
+            match act:
+                case None:
+                    return  # without the end of the body: uvicorn cuts the connection
+                case bytes():
+                    await send({"type": "http.response.body", "body": act, "more_body": True})
+                    self._vllm.sent_bytes += len(act)
+                case _:
+                    await asyncio.sleep(act)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def _until_disconnect(receive: Receive) -> None:

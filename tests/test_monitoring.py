@@ -10,16 +10,19 @@ from typing import Any
 import promql_parser
 import pytest
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 from promql_parser import Expr, VectorSelector
 
+from tests.conftest import Gateway
 from tests.readme import ROOT, section
+from tests.scripted_vllm import ScriptedVLLM, refusal
 from tests.test_deploy import EXAMPLE, service
 
 PROMETHEUS = ROOT / "deploy" / "prometheus"
 GRAFANA = ROOT / "deploy" / "grafana"
 SERVICES = ["prometheus", "grafana"]
 
-# What the gateway's /metrics promises: name, labels.
+# What the gateway's /metrics holds: name, labels.
 COUNTERS = {
     "turns_total": {"outcome"},
     "prompt_tokens_total": set(),
@@ -100,6 +103,24 @@ def selectors(expression: str) -> Iterator[VectorSelector]:
 
     promql_parser.walk(promql_parser.parse(expression), visit)
     yield from found
+
+
+# --- what there is to see ---
+
+
+def test_the_gateway_has_what_is_listed(gateway: Gateway, vllm: ScriptedVLLM) -> None:
+    session = gateway.open()
+    session.events("а")
+    vllm.scripts.append(refusal(500, "no"))
+    session.refused(502, "upstream_error", "/chat", message="а")
+    held = {
+        sample.name: set(sample.labels)
+        for family in text_string_to_metric_families(gateway.http.get("/metrics").text)
+        for sample in family.samples
+        if not sample.name.endswith(("_created", "_sum", "_count"))
+    }
+    assert {name: labels for name, labels in held.items() if name.startswith("chat_gateway_")} == GATEWAY_METRICS
+    assert held.keys() >= PROCESS_METRICS
 
 
 # --- the services ---

@@ -62,12 +62,14 @@ def test_checks_that_go_well_are_not_logged(server: Server, gateway: Gateway) ->
     """Docker asks every few seconds, and the log is of bounded size."""
     gateway.open()
     gateway.http.get("/health")
+    gateway.http.get("/metrics")
     gateway.http.get("/nothing")
     server.stop()
     log = server.log.read_text(encoding="utf-8")
     assert '"POST /init_session' in log
     assert '"GET /nothing HTTP/1.1" 404 request=' in log
     assert '"GET /health' not in log
+    assert '"GET /metrics' not in log
     assert '"GET /ready HTTP/1.1" 200' not in log
     assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ [A-Z]+ ", line) for line in log.splitlines())
 
