@@ -2,30 +2,37 @@
 
     GatewayError
     ├── BadRequest
-    │   ├── ContextTooLong       400 context_too_long
-    │   ├── UpstreamRejected     400 upstream_rejected
-    │   ├── RequestTooLarge      413 request_too_large
-    │   ├── InvalidRequest       422 invalid_request
-    │   ├── NotFound             404 not_found
-    │   └── MethodNotAllowed     405 method_not_allowed
-    ├── InvalidKey               401 invalid_key
-    ├── SessionNotFound          404 session_not_found
+    │   ├── ContextTooLong           400 context_too_long
+    │   ├── UpstreamRejected         400 upstream_rejected
+    │   │   └── RequestRejected      kind rejected
+    │   ├── RequestTooLarge          413 request_too_large
+    │   ├── InvalidRequest           422 invalid_request
+    │   ├── NotFound                 404 not_found
+    │   └── MethodNotAllowed         405 method_not_allowed
+    ├── InvalidKey                   401 invalid_key
+    │   └── KeyRejected              kind unauthorized
+    ├── SessionNotFound              404 session_not_found
     ├── Conflict
-    │   ├── SessionBusy          409 session_busy
-    │   ├── NothingToUndo        409 nothing_to_undo
-    │   └── TurnCancelled        409 cancelled
+    │   ├── SessionBusy              409 session_busy
+    │   ├── NothingToUndo            409 nothing_to_undo
+    │   └── TurnCancelled            409 cancelled
     ├── Limited
-    │   ├── TooManyRequests      429 too_many_requests
-    │   └── Overloaded           503 overloaded
+    │   ├── TooManyRequests          429 too_many_requests
+    │   │   └── RateLimited          kind rate_limited
+    │   └── Overloaded               503 overloaded
     ├── Upstream
-    │   ├── UpstreamError        502 upstream_error
-    │   ├── UpstreamUnavailable  503 upstream_unavailable
-    │   └── UpstreamTimeout      504 upstream_timeout
-    └── InternalError            500 internal_error
+    │   ├── UpstreamError            502 upstream_error
+    │   │   ├── UpstreamBroken       kind broken
+    │   │   ├── UpstreamHTTPError    kind http_error
+    │   │   ├── UpstreamGarbage      kind garbage
+    │   │   └── UpstreamErrorEvent   kind error_event
+    │   ├── UpstreamUnavailable      503 upstream_unavailable, kind unavailable
+    │   └── UpstreamTimeout          504 upstream_timeout, kind timeout
+    └── InternalError                500 internal_error
 
 An error carries its status, its stable `code` and what helps (`limit`, `needed`, `retry_after`, `field`); `problem()`
 renders any of them as an RFC 9457 object. `detail` is Russian and says what to do. It never holds a key, a message text
-or a traceback.
+or a traceback. What vLLM did wrong has a `kind`, which clients do not see: it is finer than the code, for counting.
 """
 
 from typing import ClassVar
@@ -35,7 +42,11 @@ SEE_VLLM_LOG = "Посмотрите журнал vLLM (в Docker — docker com
 
 
 class GatewayError(Exception):
-    """An answer other than success; raised anywhere, rendered in one place."""
+    """An answer other than success; raised anywhere, rendered in one place.
+
+    Attributes:
+        kind: what vLLM did, short and stable; None where it was not asked.
+    """
 
     status: ClassVar[int]
     code: ClassVar[str]
@@ -74,11 +85,17 @@ class ContextTooLong(BadRequest):
 
 
 class UpstreamRejected(BadRequest):
-    """vLLM refused the parameters; `detail` holds its own words."""
+    """vLLM refuses the parameters, or would: the gateway renders the same template."""
 
     status = 400
     code = "upstream_rejected"
     title = "vLLM отклонил параметры запроса"
+
+
+class RequestRejected(UpstreamRejected):
+    """vLLM refused them; `detail` holds its own words."""
+
+    kind = "rejected"
 
 
 class RequestTooLarge(BadRequest):
@@ -116,7 +133,7 @@ class MethodNotAllowed(BadRequest):
 
 
 class InvalidKey(GatewayError):
-    """vLLM does not accept the key."""
+    """vLLM does not accept the key, or it cannot be put to it."""
 
     status = 401
     code = "invalid_key"
@@ -125,6 +142,12 @@ class InvalidKey(GatewayError):
         "vLLM не принимает этот ключ. Проверьте vllm_api_key: "
         "он должен совпадать с VLLM_API_KEY, с которым запущен vLLM."
     )
+
+
+class KeyRejected(InvalidKey):
+    """vLLM has answered 401 or 403 to it."""
+
+    kind = "unauthorized"
 
 
 class SessionNotFound(GatewayError):
@@ -180,6 +203,12 @@ class TooManyRequests(Limited):
     detail = "Слишком много запросов. Повторите позже: через сколько секунд, сказано в заголовке Retry-After."
 
 
+class RateLimited(TooManyRequests):
+    """vLLM has answered 429."""
+
+    kind = "rate_limited"
+
+
 class Overloaded(Limited):
     """A limit of the gateway is reached."""
 
@@ -200,12 +229,37 @@ class UpstreamError(Upstream):
     title = "Ошибка vLLM"
 
 
+class UpstreamBroken(UpstreamError):
+    """The connection ended before the answer did, or what came is no HTTP."""
+
+    kind = "broken"
+
+
+class UpstreamHTTPError(UpstreamError):
+    """The status is 5xx, or one that is none of those expected."""
+
+    kind = "http_error"
+
+
+class UpstreamGarbage(UpstreamError):
+    """A 200 that is no answer: no JSON, no UTF-8, too large, of another form, or without its end."""
+
+    kind = "garbage"
+
+
+class UpstreamErrorEvent(UpstreamError):
+    """A 200 in which vLLM tells of an error of its own."""
+
+    kind = "error_event"
+
+
 class UpstreamUnavailable(Upstream):
     """vLLM cannot be reached."""
 
     status = 503
     code = "upstream_unavailable"
     title = "vLLM недоступен"
+    kind = "unavailable"
 
 
 class UpstreamTimeout(Upstream):
@@ -214,6 +268,7 @@ class UpstreamTimeout(Upstream):
     status = 504
     code = "upstream_timeout"
     title = "vLLM не успел ответить"
+    kind = "timeout"
     detail = (
         "vLLM не ответил вовремя. Повторите запрос, уменьшите max_tokens или увеличьте VLLM_IDLE_TIMEOUT_SECONDS "
         "и VLLM_TOTAL_TIMEOUT_SECONDS."

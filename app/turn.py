@@ -15,7 +15,7 @@ from app.errors import (
     GatewayError,
     InvalidRequest,
     TurnCancelled,
-    UpstreamError,
+    UpstreamGarbage,
     UpstreamRejected,
     UpstreamTimeout,
 )
@@ -276,7 +276,7 @@ class Turn:
         finally:
             self._time = None
         if self._reply.finish_reason is None:
-            raise UpstreamError(f"vLLM не закончил ответ: в нём нет finish_reason. {SEE_VLLM_LOG}")
+            raise UpstreamGarbage(f"vLLM не закончил ответ: в нём нет finish_reason. {SEE_VLLM_LOG}")
         return self._prompt
 
     async def _fit_and_ask(self, ask: Callable[[dict[str, Any]], Awaitable[None]]) -> None:

@@ -21,9 +21,14 @@ from app.errors import (
     GatewayError,
     InvalidKey,
     InvalidRequest,
-    TooManyRequests,
+    KeyRejected,
+    RateLimited,
+    RequestRejected,
+    UpstreamBroken,
     UpstreamError,
-    UpstreamRejected,
+    UpstreamErrorEvent,
+    UpstreamGarbage,
+    UpstreamHTTPError,
     UpstreamTimeout,
     UpstreamUnavailable,
 )
@@ -52,7 +57,7 @@ _NOT_THERE = (
 
 _TRANSPORT_ERRORS: dict[type[Exception], tuple[type[GatewayError], str | None]] = {
     NotConnected: (UpstreamUnavailable, _NOT_THERE),
-    ConnectionBroken: (UpstreamError, f"vLLM оборвал соединение посреди ответа. {SEE_VLLM_LOG}"),
+    ConnectionBroken: (UpstreamBroken, f"vLLM оборвал соединение посреди ответа. {SEE_VLLM_LOG}"),
     ServerSilent: (UpstreamTimeout, None),
     TimeoutError: (UpstreamTimeout, None),
 }
@@ -226,11 +231,12 @@ class VLLMClient:
         try:
             served = {model.id: model.max_model_len for model in _decode_models(body).data}
         except _GARBAGE as exc:
-            raise UpstreamError(f"{self._base_url}/models отвечает не так, как vLLM: проверьте VLLM_BASE_URL.") from exc
+            detail = f"{self._base_url}/models отвечает не так, как vLLM: проверьте VLLM_BASE_URL."
+            raise UpstreamGarbage(detail) from exc
         # An adapter (LoRA) has no length of its own: it is as long as the model that it sits on.
         length = served.get(self.model) or max((known or 0 for known in served.values()), default=0)
         if self.model not in served or not length:
-            raise UpstreamError(
+            raise UpstreamGarbage(
                 f"vLLM не обслуживает модель {self.model}; у него есть: {', '.join(served) or 'ничего'}. "
                 "Имя задают VLLM_MODEL_NAME у шлюза и --served-model-name у vLLM."
             )
@@ -298,7 +304,7 @@ class VLLMClient:
         except TimeoutError:
             raise UpstreamTimeout(f"vLLM не ответил на /tokenize за {_TOKENIZE_SECONDS:g} с.") from None
         except _GARBAGE as exc:
-            raise UpstreamError("Ответ vLLM на /tokenize не разбирается.") from exc
+            raise UpstreamGarbage("Ответ vLLM на /tokenize не разбирается.") from exc
         self.max_model_len = tokenized.max_model_len or self.max_model_len
         return tokenized.count
 
@@ -315,7 +321,7 @@ class VLLMClient:
             response = await self._post(_CHAT, request, headers, self.total_timeout_seconds)
             answer = _decode(await _read_ok(response))
         if not answer.choices or answer.choices[0].message is None:
-            raise UpstreamError("В ответе vLLM нет сообщения модели.")
+            raise UpstreamGarbage("В ответе vLLM нет сообщения модели.")
         return answer
 
     @asynccontextmanager
@@ -356,7 +362,7 @@ class AnswerStream:
         self._url = url
         self._decoder = sse.Decoder(MAX_EVENT_BYTES)
         self._done = False
-        self._failure: str | None = None
+        self._failure: tuple[type[UpstreamError], str] | None = None
 
     async def read(self) -> list[Answer]:
         """The next events, all that came with one read; empty at the end.
@@ -366,7 +372,8 @@ class AnswerStream:
         """
         while not self._done:
             if self._failure is not None:
-                raise UpstreamError(self._failure)
+                error, detail = self._failure
+                raise error(detail)
             try:
                 received = await self._response.read()
             except _FOREIGN as exc:
@@ -389,9 +396,9 @@ class AnswerStream:
                     break
                 answers.append(_decode(event))
         except sse.EventTooLarge:
-            self._failure = f"Событие в потоке vLLM больше {MAX_EVENT_BYTES} байт."
+            self._failure = UpstreamGarbage, f"Событие в потоке vLLM больше {MAX_EVENT_BYTES} байт."
         except UpstreamError as exc:
-            self._failure = exc.detail  # itself it would hold the frames that hold this
+            self._failure = type(exc), exc.detail  # itself it would hold the frames that hold this
         return answers
 
     async def _read_to_the_end(self) -> None:
@@ -410,7 +417,7 @@ async def _read_ok(response: Response) -> bytes:
         while received := await response.read():
             read += received
             if len(read) > MAX_ANSWER_BYTES:
-                raise UpstreamError(f"Ответ vLLM больше {MAX_ANSWER_BYTES} байт.")
+                raise UpstreamGarbage(f"Ответ vLLM больше {MAX_ANSWER_BYTES} байт.")
     if response.status != 200:
         raise _refusal(response, bytes(read))
     return bytes(read)
@@ -420,9 +427,9 @@ def _decode(data: bytes) -> Answer:
     try:
         answer = _decode_answer(data)
     except _GARBAGE:
-        raise UpstreamError("Ответ vLLM не разбирается: это не тот JSON, который обещает его API.") from None
+        raise UpstreamGarbage("Ответ vLLM не разбирается: это не тот JSON, который обещает его API.") from None
     if answer.error is not None:
-        raise UpstreamError(f"vLLM прервал ответ из-за своей ошибки. {SEE_VLLM_LOG}")
+        raise UpstreamErrorEvent(f"vLLM прервал ответ из-за своей ошибки. {SEE_VLLM_LOG}")
     return answer
 
 
@@ -441,14 +448,15 @@ def _refusal(response: Response, body: bytes) -> GatewayError:
     """The error for a status other than 200."""
     status = response.status
     if status in {401, 403}:
-        return InvalidKey()
+        return KeyRejected()
     if status in {400, 422}:
-        return UpstreamRejected(f"vLLM отклонил запрос: {_own_words(body) or f'HTTP {status}'}")
+        return RequestRejected(f"vLLM отклонил запрос: {_own_words(body) or f'HTTP {status}'}")
     if status == 429:
-        return TooManyRequests(retry_after=_retry_after(response))
+        return RateLimited(retry_after=_retry_after(response))
     if status == 404:
-        return UpstreamError(f"vLLM не знает такой модели или адреса. {_own_words(body) or 'Проверьте VLLM_BASE_URL.'}")
-    return UpstreamError(f"vLLM ответил ошибкой {status}. {SEE_VLLM_LOG}")
+        words = _own_words(body) or "Проверьте VLLM_BASE_URL."
+        return UpstreamHTTPError(f"vLLM не знает такой модели или адреса. {words}")
+    return UpstreamHTTPError(f"vLLM ответил ошибкой {status}. {SEE_VLLM_LOG}")
 
 
 def _own_words(body: bytes) -> str:

@@ -1,8 +1,8 @@
 """Every error code, provoked once; what vLLM's failures become; and that nothing of a failed turn is kept."""
 
 import json
-import re
 import socket
+import textwrap
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -26,16 +26,34 @@ def all_errors() -> list[type[GatewayError]]:
     while waiting:
         error = waiting.pop()
         waiting += error.__subclasses__()
-        if "code" in vars(error):
-            found.append(error)
+        found.append(error)
     return found
 
 
-def test_codes_are_unique_and_the_docstring_draws_them_all() -> None:
-    codes = [error.code for error in all_errors()]
-    assert len(set(codes)) == len(codes)
-    drawn = set(re.findall(r"\b(\w+) +(\d{3}) (\w+)", errors.__doc__ or ""))
-    assert drawn == {(error.__name__, str(error.status), error.code) for error in all_errors()}
+def drawn(error: type[GatewayError], stem: str = "", branch: str = "") -> list[str]:
+    """A tree of classes as the docstring has it."""
+    own = vars(error)
+    said = [f"{own['status']} {own['code']}"] if "code" in own else []
+    if own.get("kind"):
+        said.append(f"kind {own['kind']}")
+    lines = [f"{stem}{branch}{error.__name__:{32 - len(stem + branch)}} {', '.join(said)}".rstrip()]
+    stem += {"": "", "├── ": "│   ", "└── ": "    "}[branch]
+    children = error.__subclasses__()
+    for child in children:
+        lines += drawn(child, stem, "└── " if child is children[-1] else "├── ")
+    return lines
+
+
+def test_codes_and_kinds_are_unique_and_the_docstring_draws_them_all() -> None:
+    for name in ("code", "kind"):
+        own = [value for error in all_errors() if (value := vars(error).get(name))]
+        assert len(set(own)) == len(own) > 8
+    assert textwrap.indent("\n".join(drawn(GatewayError)), "    ") in (errors.__doc__ or "")
+
+
+def test_what_vllm_did_wrong_has_a_kind() -> None:
+    kinds = {error.kind for error in all_errors() if issubclass(error, errors.Upstream) and not error.__subclasses__()}
+    assert kinds == {"unavailable", "broken", "timeout", "http_error", "garbage", "error_event"}
 
 
 # --- what the client did wrong -------------------------------------------------------------------------------------
