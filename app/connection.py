@@ -113,23 +113,33 @@ class ConnectionPool:
         return None
 
     async def _connect(self) -> "_Connection":
-        loop = asyncio.get_running_loop()
+        """Connect; once more where that failed at addresses from before, which may no longer be the server's."""
         addresses = self._look_up()
         # A failure is not kept, not even as a cause: it would hold this frame and the frame it, see `ErrorBoundary`.
         with suppress(OSError):  # TimeoutError is one
             async with asyncio.timeout(self._connect_seconds):
-                found = await asyncio.shield(addresses)
-                connected = await start_connection(found, happy_eyeballs_delay=_NEXT_ADDRESS_SECONDS, interleave=1)
-                _, connection = await loop.create_connection(
-                    lambda: _Connection(self._idle, self._keep_alive_seconds),
-                    sock=connected,
-                    ssl=self._tls,
-                    server_hostname=self._host if self._tls else None,
-                )
-                return connection
+                if addresses.done():
+                    # Where the server no longer is, nothing may answer, not even with a refusal.
+                    with suppress(OSError):
+                        async with asyncio.timeout(self._connect_seconds / 2):
+                            return await self._connect_to(addresses)
+                    self._forget(addresses)
+                    addresses = self._look_up()
+                return await self._connect_to(addresses)
         if addresses.done():
-            self._forget(addresses)  # it may have moved
+            self._forget(addresses)
         raise NotConnected
+
+    async def _connect_to(self, addresses: "asyncio.Future[list[AddrInfoType]]") -> "_Connection":
+        found = await asyncio.shield(addresses)
+        connected = await start_connection(found, happy_eyeballs_delay=_NEXT_ADDRESS_SECONDS, interleave=1)
+        _, connection = await asyncio.get_running_loop().create_connection(
+            lambda: _Connection(self._idle, self._keep_alive_seconds),
+            sock=connected,
+            ssl=self._tls,
+            server_hostname=self._host if self._tls else None,
+        )
+        return connection
 
     def _look_up(self) -> "asyncio.Future[list[AddrInfoType]]":
         """The server's addresses: many who want to know them ask once, and not again for a while."""

@@ -4,7 +4,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -44,3 +44,17 @@ def unused_url() -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{probe.getsockname()[1]}"
+
+
+@contextmanager
+def unanswering(address: str = "127.0.0.1", port: int = 0) -> Iterator[int]:
+    """A port at which nobody answers, not even to refuse; yields it."""
+    with socket.create_server((address, port), backlog=0) as listener, ExitStack() as waiting:
+        while True:
+            client = waiting.enter_context(socket.socket())
+            client.settimeout(0.1)
+            try:
+                client.connect(listener.getsockname())
+            except TimeoutError:
+                break
+        yield int(listener.getsockname()[1])

@@ -2,16 +2,18 @@
 
 import asyncio
 import ssl
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
 
 from app.connection import ConnectionBroken, ConnectionPool, NotConnected, Response, ServerSilent
-from tests.servers import unused_url
+from tests.servers import unanswering, unused_url
 
 pytestmark = pytest.mark.anyio
 
@@ -403,6 +405,102 @@ async def test_a_name_with_an_address_where_nobody_listens() -> None:
         await asyncio.gather(*[ask(pool) for _ in range(50)])
         assert server.heads[0].splitlines()[1] == f"Host: localhost:{port_of(listening)}"
         pool.close()
+
+
+class Names:
+    """What the loop's resolver says.
+
+    Attributes:
+        address: of vllm.invalid.
+        asked: how often that was asked.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.address = "127.0.0.1"
+        self.asked = 0
+        loop = asyncio.get_running_loop()
+        self._getaddrinfo = loop.getaddrinfo
+        monkeypatch.setattr(loop, "getaddrinfo", self._look_up)
+
+    async def _look_up(self, host: str, port: int, **more: int) -> Any:
+        if host == "vllm.invalid":
+            self.asked += 1
+            host = self.address
+        return await self._getaddrinfo(host, port, **more)
+
+
+@asynccontextmanager
+async def listening_at(server: RawServer, address: str, port: int = 0) -> AsyncIterator[int]:
+    """A raw server at an address; yields its port, and cuts its connections on leaving."""
+    async with await asyncio.start_server(server.serve, address, port) as listening, asyncio.timeout(10):
+        try:
+            yield port_of(listening)
+        finally:
+            server.cut()
+
+
+async def test_a_server_that_has_moved_is_found_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when a container was made anew: for ten seconds what was looked up is the old one's address."""
+    names = Names(monkeypatch)
+    server = RawServer([HELLO], [HELLO], [HELLO])
+    async with listening_at(server, "127.0.0.1") as port:
+        pool = ConnectionPool(f"http://vllm.invalid:{port}", 5)
+        await ask(pool)
+    await wait_until_closed(server)
+    names.address = "127.0.0.2"
+    async with listening_at(server, "127.0.0.2", port):
+        await ask(pool)
+        assert names.asked == 2
+        await ask(pool)
+        assert names.asked == 2, "what was found is kept"
+    pool.close()
+
+
+async def test_a_server_that_has_moved_is_found_even_if_nothing_answers_where_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = Names(monkeypatch)
+    server = RawServer([HELLO], [HELLO])
+    async with listening_at(server, "127.0.0.1") as port:
+        pool = ConnectionPool(f"http://vllm.invalid:{port}", 2)
+        await ask(pool)
+    await wait_until_closed(server)
+    names.address = "127.0.0.2"
+    with unanswering(port=port):
+        async with listening_at(server, "127.0.0.2", port):
+            assert (await ask(pool))[1] == b"Hello"
+    pool.close()
+
+
+async def test_all_tries_together_take_no_longer_than_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = Names(monkeypatch)
+    server = RawServer([HELLO])
+    async with listening_at(server, "127.0.0.1") as port:
+        pool = ConnectionPool(f"http://vllm.invalid:{port}", 1)
+        await ask(pool)
+    await wait_until_closed(server)
+    with unanswering(port=port):
+        for asked in (2, 3):
+            started = time.monotonic()
+            with pytest.raises(NotConnected):
+                await ask(pool)
+            assert 0.9 < time.monotonic() - started < 5
+            assert names.asked == asked, "addresses that were looked up just now are not looked up again"
+
+
+@pytest.mark.parametrize("is_used_again", [False, True], ids=["a new connection", "one that was used before"])
+@pytest.mark.parametrize("acts", [[None], [b"HTTP/1.1 2", None]], ids=["at once", "in the head"])
+async def test_what_was_sent_is_not_sent_again(acts: list[Act], *, is_used_again: bool) -> None:
+    server = RawServer(*[[HELLO]] * is_used_again, acts, [HELLO])
+    async with pool_to(server) as pool:
+        if is_used_again:
+            await ask(pool)
+        sent_before = len(server.heads)
+        with pytest.raises(ConnectionBroken):
+            await ask(pool)
+        await asyncio.sleep(0.1)
+        assert len(server.heads) == sent_before + 1
+        assert server.connections == 1
 
 
 async def test_tls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
