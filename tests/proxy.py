@@ -2,7 +2,8 @@
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 
@@ -15,21 +16,35 @@ class Network:
         held: requests that begin so are not passed on until `release`.
         seen: what clients have sent, as it was read.
         heard: what they were last sent.
+        answers: what the next chats are answered with here, past the server; None ends the connection.
     """
 
-    def __init__(self, server_url: str) -> None:
-        host, port = server_url.removeprefix("http://").split(":")
-        self._server = (host, int(port))
-        self._listener = socket.create_server(("127.0.0.1", 0))
+    def __init__(self, server_url: str, port: int = 0) -> None:
+        host, server_port = server_url.removeprefix("http://").split(":")
+        self._server = (host, int(server_port))
+        self._listener = socket.create_server(("127.0.0.1", port))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.is_up = True
         self.held: bytes | None = None
         self.seen: list[bytes] = []
         self.heard = b""
+        self.answers: deque[Sequence[bytes | None]] = deque()
+        self._chat: socket.socket | None = None
+        self._left: set[socket.socket] = set()
         self._released = threading.Event()
         self._drop_answer_to: bytes | None = None
         self._muted: set[socket.socket] = set()
         self._open: list[socket.socket] = []
+
+    @property
+    def open_connections(self) -> int:
+        """How many clients have."""
+        return len(self._open) // 2 - len(self._left)
+
+    @property
+    def chat_is_open(self) -> bool:
+        """Whether the connection is on which the last chat was asked for."""
+        return self._chat is not None and self._chat not in self._left
 
     def go_down(self) -> None:
         """Cut every connection and refuse new ones."""
@@ -85,13 +100,29 @@ class Network:
         with suppress(OSError):
             while data := client.recv(65536):
                 self.seen.append(data)
+                if data.startswith(b"POST /v1/chat/"):
+                    self._chat = client
+                    if self.answers:
+                        if not self._answer(client, self.answers.popleft()):
+                            break
+                        continue
                 if self.held is not None and data.startswith(self.held):
                     self._released.wait(30)
                 if self._drop_answer_to is not None and data.startswith(self._drop_answer_to):
                     self._drop_answer_to = None
                     self._muted.add(server)
                 server.sendall(data)
+        self._left.add(client)
         self._end(client, server)
+
+    @staticmethod
+    def _answer(client: socket.socket, answer: Sequence[bytes | None]) -> bool:
+        """Send an answer; whether the connection goes on."""
+        for part in answer:
+            if part is None:
+                return False
+            client.sendall(part)
+        return True
 
     def _answers(self, server: socket.socket, client: socket.socket) -> None:
         with suppress(OSError):
@@ -110,9 +141,9 @@ class Network:
 
 
 @contextmanager
-def network_to(server_url: str) -> Iterator[Network]:
+def network_to(server_url: str, port: int = 0) -> Iterator[Network]:
     """A network before a server."""
-    network = Network(server_url)
+    network = Network(server_url, port)
     thread = threading.Thread(target=network.run)
     thread.start()
     try:

@@ -3,11 +3,9 @@
 import time
 from typing import Any
 
-import pytest
-
 from app.config import DEFAULT_SYSTEM_PROMPT
 from tests.conftest import SessionOf, StartGateway
-from tests.scripted_vllm import DONE, KEY, USAGE, ScriptedVLLM, delta, event, stream_of, streamed, whole
+from tests.scripted_vllm import KEY, USAGE, ScriptedVLLM, delta, stream_of, streamed, whole
 
 TOOL_CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}}
 
@@ -89,12 +87,6 @@ def test_both_forms_give_the_same_answer(session: SessionOf, vllm: ScriptedVLLM)
     assert session.contents() == ["а", "Да"], "what was thought is not kept"
 
 
-def test_reasoning_under_its_older_name(session: SessionOf, vllm: ScriptedVLLM) -> None:
-    vllm.scripts += [whole("Да", reasoning_content="Хм"), streamed([delta(reasoning_content="Хм"), *stream_of().acts])]
-    assert session.ok("/chat", message="а")["reasoning"] == "Хм"
-    assert session.events("а")[0] == ("reasoning", {"text": "Хм"})
-
-
 def test_thoughts_within_the_text_stay(session: SessionOf, vllm: ScriptedVLLM) -> None:
     vllm.scripts.append(whole("<think>Хм</think>Да"))
     session.ok("/chat", message="а")
@@ -107,62 +99,6 @@ def test_tool_calls_are_returned_and_not_kept(session: SessionOf, vllm: Scripted
     assert answer["reply"] == ""
     assert answer["tool_calls"] == [TOOL_CALL]
     assert session.contents() == ["а", ""]
-
-
-def test_tool_calls_of_a_stream_come_in_pieces(session: SessionOf, vllm: ScriptedVLLM) -> None:
-    def piece(index: int, **call: Any) -> bytes:
-        return delta(tool_calls=[{"index": index, **call}])
-
-    vllm.scripts.append(
-        streamed(
-            [
-                piece(0, id="call_1", type="function", function={"name": "f", "arguments": ""}),
-                piece(0, function={"arguments": '{"a"'}),
-                piece(1, id="call_2", type="function", function={"name": "g", "arguments": "{}"}),
-                piece(0, function={"arguments": ":1}"}),
-                delta("tool_calls"),
-                DONE,
-            ]
-        )
-    )
-    [(_, done)] = session.events("а")
-    second = {"id": "call_2", "type": "function", "function": {"name": "g", "arguments": "{}"}}
-    assert done["tool_calls"] == [TOOL_CALL, second]
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_token_counts_that_vllm_did_not_send_are_null(session: SessionOf, vllm: ScriptedVLLM, *, stream: bool) -> None:
-    vllm.scripts.append(stream_of("да", usage=None) if stream else whole("да", usage=None))
-    answer = session.events("а")[-1][1] if stream else session.ok("/chat", message="а")
-    assert [answer[name] for name in ("total_tokens", "input_tokens", "output_tokens")] == [None] * 3
-    assert answer["context"]["used"] > 0
-    assert "cached_tokens" not in answer["context"]
-
-
-def test_a_stream_that_ends_after_its_finish_reason_is_whole(session: SessionOf, vllm: ScriptedVLLM) -> None:
-    vllm.scripts.append(streamed([delta("stop", content="да")]))
-    assert session.events("а")[-1][1]["reply"] == "да"
-    assert session.contents() == ["а", "да"]
-
-
-def test_done_ends_the_stream_even_if_vllm_does_not_close_it(session: SessionOf, vllm: ScriptedVLLM) -> None:
-    vllm.scripts.append(streamed([*stream_of("да").acts, 60.0]))
-    started = time.monotonic()
-    assert session.events("а")[-1][1]["reply"] == "да"
-    assert time.monotonic() - started < 5
-    assert session.contents() == ["а", "да"]
-
-
-def test_nothing_counts_after_done(session: SessionOf, vllm: ScriptedVLLM) -> None:
-    vllm.scripts.append(
-        streamed([b"".join([*(a for a in stream_of("да").acts if isinstance(a, bytes)), delta(content="!")])])
-    )
-    assert session.events("а")[-1][1]["reply"] == "да"
-
-
-def test_unknown_members_of_vllms_answers_do_no_harm(session: SessionOf, vllm: ScriptedVLLM) -> None:
-    vllm.scripts.append(streamed([event({"choices": [], "new": {"a": [1]}}), *stream_of("да").acts]))
-    assert session.events("а")[-1][1]["reply"] == "да"
 
 
 def test_texts_survive_as_they_are(session: SessionOf, vllm: ScriptedVLLM) -> None:
@@ -225,18 +161,6 @@ def test_sessions_do_not_mix(gateway: Any) -> None:
     second.ok("/chat", message="два")
     assert first.contents() == ["раз", "Ответ 1."]
     assert second.contents() == ["два", "Ответ 2."]
-
-
-def test_a_key_can_be_replaced_in_a_live_session(session: SessionOf, vllm: ScriptedVLLM) -> None:
-    session.ok("/chat", message="раз")
-    vllm.key = "new-key"
-    session.refused(401, "invalid_key", "/chat", message="два")
-    assert len(session.contents()) == 2, "the session stays"
-    session.refused(401, "invalid_key", "/init_session", vllm_api_key="wrong")
-    assert session.ok("/init_session", vllm_api_key="new-key") == {"session_id": session.id, "expires_in": 600}
-    session.ok("/chat", message="два")
-    assert vllm.seen[-1].headers["authorization"] == "Bearer new-key"
-    assert len(session.contents()) == 4
 
 
 def test_what_does_not_fit_is_left_out_in_whole_pairs_and_stays_in_the_history(start_gateway: StartGateway) -> None:

@@ -1,24 +1,18 @@
-"""Every error code, provoked once; what vLLM's failures become; and that nothing of a failed turn is kept."""
+"""The tree of errors, and what a client can do wrong; what vLLM does wrong is in tests/faults."""
 
 import json
 import socket
 import textwrap
 import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
-from app import errors, vllm
-from app.connection import TransportError
+from app import errors
 from app.errors import GatewayError
-from tests.conftest import Gateway, SessionOf, StartGateway, Upstream, gateways_before, problem
-from tests.proxy import network_to
-from tests.scripted_vllm import DONE, KEY, Script, ScriptedVLLM, delta, event, hanging, refusal, streamed, whole
-from tests.servers import unused_url, wait_until
+from tests.conftest import Gateway, SessionOf, StartGateway, Upstream, problem
+from tests.scripted_vllm import KEY, ScriptedVLLM
 
 
 def all_errors() -> list[type[GatewayError]]:
@@ -54,9 +48,6 @@ def test_codes_and_kinds_are_unique_and_the_docstring_draws_them_all() -> None:
 def test_what_vllm_did_wrong_has_a_kind() -> None:
     kinds = {error.kind for error in all_errors() if issubclass(error, errors.Upstream) and not error.__subclasses__()}
     assert kinds == {"unavailable", "broken", "timeout", "http_error", "garbage", "error_event"}
-
-
-# --- what the client did wrong -------------------------------------------------------------------------------------
 
 
 def test_invalid_key(gateway: Gateway) -> None:
@@ -276,227 +267,6 @@ def test_overloaded(start_gateway: StartGateway) -> None:
         body = problem(response, 503, "overloaded")
         assert response.headers["retry-after"] == str(body["retry_after"])
         assert 590 <= body["retry_after"] <= 600
-
-
-# --- what vLLM did wrong -------------------------------------------------------------------------------------------
-
-BOTH_FORMS = [
-    (lambda: refusal(400, "top_p must be in (0, 1], got 7.0."), 400, "upstream_rejected", "top_p must be in"),
-    (lambda: refusal(422, "no"), 400, "upstream_rejected", "no"),
-    (lambda: refusal(401, "no"), 401, "invalid_key", "VLLM_API_KEY"),
-    (lambda: refusal(403, "no"), 401, "invalid_key", "VLLM_API_KEY"),
-    (lambda: refusal(404, "The model `x` does not exist."), 502, "upstream_error", "does not exist"),
-    (lambda: refusal(500, "engine died"), 502, "upstream_error", "ошибкой 500"),
-    (lambda: refusal(503, "busy"), 502, "upstream_error", "503"),
-    (lambda: refusal(302, "там"), 502, "upstream_error", "302"),
-    (lambda: Script([b'{"detail": "Not Found"}'], status=404), 502, "upstream_error", "VLLM_BASE_URL"),
-    (lambda: Script([b'{"detail": "no"}'], status=400), 400, "upstream_rejected", "HTTP 400"),
-    (lambda: Script([b"[" * 100_000], status=400), 400, "upstream_rejected", "HTTP 400"),
-    (lambda: Script([b"<html>"], status=500), 502, "upstream_error", "500"),
-    (lambda: Script([b"[]"], status=500), 502, "upstream_error", "500"),
-    (lambda: Script([b'{"error":"Unauthorized"}'], status=401), 401, "invalid_key", ""),
-]
-
-
-@pytest.mark.parametrize(("script", "status", "code", "says"), BOTH_FORMS)
-@pytest.mark.parametrize("stream", [False, True])
-def test_refusals_of_vllm(
-    session: SessionOf, vllm: ScriptedVLLM, script: Any, status: int, code: str, says: str, *, stream: bool
-) -> None:
-    session.ok("/chat", message="раз")
-    vllm.scripts.append(script())
-    body = session.refused(status, code, "/chat", message="секретный вопрос", stream=stream)
-    assert says in body["detail"]
-    assert session.contents() == ["раз", "Ответ 1."]
-    session.ok("/chat", message="ещё")
-
-
-@pytest.mark.parametrize(("header", "seconds"), [({"Retry-After": "7"}, 7), ({}, 1), ({"Retry-After": "soon"}, 1)])
-def test_too_many_requests(session: SessionOf, vllm: ScriptedVLLM, header: dict[str, str], seconds: int) -> None:
-    vllm.scripts.append(refusal(429, "slow down", **header))
-    response = session.gateway.post("/chat", session_id=session.id, message="а")
-    assert problem(response, 429, "too_many_requests")["retry_after"] == seconds
-    assert response.headers["retry-after"] == str(seconds)
-
-
-@pytest.mark.parametrize("status", [400, 404, 500])
-def test_vllms_words_come_without_the_values_that_it_echoes(
-    session: SessionOf, vllm: ScriptedVLLM, status: int
-) -> None:
-    words = "1 validation error: not so [type=dict_type, input_value='тайна', input_type=str]"
-    vllm.scripts.append(refusal(status, words))
-    response = session.gateway.post("/chat", session_id=session.id, message="тайна")
-    assert ("not so" in response.text) == (status < 500)
-    assert "тайна" not in response.text
-
-
-def test_vllms_words_come_without_the_values_that_it_echoes_elsewhere(session: SessionOf, vllm: ScriptedVLLM) -> None:
-    words = (
-        "1 validation error:\n  {'type': 'dict_type', 'loc': 'body', 'msg': 'not so', 'input': {'messages': 'тайна'}}"
-    )
-    vllm.scripts.append(refusal(400, words))
-    body = session.refused(400, "upstream_rejected", "/chat", message="тайна")
-    assert "not so" in body["detail"]
-    assert "тайна" not in str(body)
-
-
-GARBAGE_JSON = {
-    "not JSON": Script([b"<html>it works</html>"]),
-    "cut short": Script([b'{"choices": [{"mess', None]),
-    "an array": Script([b"[]"]),
-    "no choices": Script([b'{"choices": []}']),
-    "no message": Script([b'{"choices": [{}]}']),
-    "a number for a text": Script([b'{"choices": [{"message": {"content": 5}}]}']),
-    "not UTF-8": Script([b'{"choices": [{"message": {"content": "\xff"}}]}']),
-    "a lone surrogate": Script([rb'{"choices": [{"message": {"content": "\ud800"}}]}']),
-    "empty": Script([]),
-    "cut at once": Script([None]),
-    "an error under 200": Script([b'{"error": {"message": "engine died"}}']),
-    "too deep": Script([b'{"choices": [], "x": ' + b"[" * 100_000]),
-    "too deep an error": Script([b'{"error": ' + b"[" * 100_000]),
-    "too large": Script([b'{"choices": [{"message": {"content": "', *([b"x" * (1 << 20)] * 65)]),
-}
-
-
-@pytest.mark.parametrize("script", GARBAGE_JSON.values(), ids=GARBAGE_JSON.keys())
-def test_garbage_for_json(session: SessionOf, vllm: ScriptedVLLM, script: Script) -> None:
-    vllm.scripts.append(script)
-    session.refused(502, "upstream_error", "/chat", message="а")
-    assert session.contents() == []
-    session.ok("/chat", message="ещё")
-
-
-GARBAGE_STREAM = {
-    "not JSON": [delta(content="нача"), b"data: {oops\n\n"],
-    "cut off": [delta(content="нача"), 0.1, None],
-    "cut off within an event": [delta(content="нача"), b'data: {"choi', 0.1, None],
-    "ended without a finish reason": [delta(content="нача"), DONE],
-    "ended without anything": [],
-    "an error event": [delta(content="нача"), event({"error": {"message": "engine died", "code": 500}}), DONE],
-    "not UTF-8": [b'data: {"choices": [{"delta": {"content": "\xff"}}]}\n\n'],
-    "a number for a text": [delta(content=5)],
-    "an endless event": [b"data: " + b"x" * 700_000, b"x" * 700_000],
-    "a huge event": [delta(content="x" * 1_100_000)],
-    "too deep": [b'data: {"x": ' + b"[" * 100_000 + b"\n\n"],
-}
-
-
-@pytest.mark.parametrize("acts", GARBAGE_STREAM.values(), ids=GARBAGE_STREAM.keys())
-def test_garbage_for_a_stream_is_an_error_event(session: SessionOf, vllm: ScriptedVLLM, acts: Any) -> None:
-    vllm.scripts.append(streamed(acts))
-    events = session.events("а")
-    assert events[-1][0] == "error"
-    assert (events[-1][1]["status"], events[-1][1]["code"]) == (502, "upstream_error")
-    assert [name for name, _ in events[:-1]] == ["delta"] * (len(events) - 1)
-    assert session.contents() == []
-    session.ok("/chat", message="ещё")
-
-
-def test_what_came_before_a_failure_in_the_same_read_is_passed_on(session: SessionOf, vllm: ScriptedVLLM) -> None:
-    vllm.scripts.append(streamed([delta(content="раз") + delta(content="два") + event({"error": {"message": "x"}})]))
-    assert [name for name, _ in session.events("а")] == ["delta", "delta", "error"]
-    assert session.contents() == []
-
-
-def test_an_unreachable_vllm_is_no_wrong_key(start_gateway: StartGateway) -> None:
-    url = f"{unused_url()}/v1"
-    with start_gateway(vllm_base_url=url) as gateway:
-        body = gateway.refused(503, "upstream_unavailable", "/init_session", vllm_api_key=KEY)
-        assert "docker compose logs vllm" in body["detail"]
-        assert url in body["detail"]
-
-
-def test_a_vllm_that_goes_away_between_turns(gateway: Gateway, upstream: Upstream) -> None:
-    session = gateway.open()
-    session.ok("/chat", message="раз")
-    upstream.script.scripts.append(Script([None], status=200))
-    session.refused(502, "upstream_error", "/chat", message="два")
-    assert session.contents() == ["раз", "Ответ 1."]
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_silent_vllm_times_out(start_gateway: StartGateway, vllm: ScriptedVLLM, *, stream: bool) -> None:
-    with start_gateway(vllm_idle_timeout_seconds=0.3, vllm_total_timeout_seconds=0.6) as gateway:
-        session = gateway.open()
-        script = whole("поздно")
-        script.delay = 5
-        vllm.scripts.append(script)
-        started = time.monotonic()
-        session.refused(504, "upstream_timeout", "/chat", message="а", stream=stream)
-        assert time.monotonic() - started < 4
-        assert session.contents() == []
-
-
-def test_a_stream_that_falls_silent_ends_with_an_error_event(start_gateway: StartGateway, vllm: ScriptedVLLM) -> None:
-    with start_gateway(vllm_idle_timeout_seconds=0.3) as gateway:
-        session = gateway.open()
-        vllm.scripts.append(streamed([delta(content="нача"), 5.0]))
-        assert [name for name, _ in session.events("а")] == ["delta", "error"]
-        assert session.contents() == []
-
-
-def test_what_is_no_http_in_the_middle_of_a_stream_ends_it(upstream: Upstream, model_folder: Path) -> None:
-    upstream.script.scripts.append(hanging("нача"))
-    with network_to(upstream.url) as network, gateways_before(network.url, model_folder)() as gateway:
-        session = gateway.open()
-        with session.stream("а") as source:
-            events = iter(source)
-            assert next(events).event == "delta"
-            network.garble()
-            [(name, body)] = [(event.event, event.json()) for event in events]
-        assert name == "error"
-        assert isinstance(body, dict)
-        assert body["code"] == "upstream_error"
-        assert session.contents() == []
-
-
-def test_what_is_no_http_in_the_middle_of_an_answer_ends_it(upstream: Upstream, model_folder: Path) -> None:
-    upstream.script.scripts.append(Script([b'{"choices"', 60.0]))
-    with network_to(upstream.url) as network, gateways_before(network.url, model_folder)() as gateway:
-        session = gateway.open()
-        with ThreadPoolExecutor(1) as pool:
-            asked = pool.submit(session.refused, 502, "upstream_error", "/chat", message="а")
-            wait_until(lambda: network.heard.endswith(b'{"choices"\r\n'))
-            network.garble()
-            asked.result()
-        assert session.contents() == []
-
-
-def test_a_stream_that_never_ends_is_ended(start_gateway: StartGateway, vllm: ScriptedVLLM) -> None:
-    with start_gateway(vllm_total_timeout_seconds=0.5) as gateway:
-        session = gateway.open()
-        vllm.scripts.append(streamed([delta(content="а"), 0.1] * 100))
-        name, body = session.events("а")[-1]
-        assert (name, body["code"]) == ("error", "upstream_timeout")
-
-
-@pytest.mark.parametrize(
-    ("answer", "says"),
-    [
-        (Script([b"<html>"]), "VLLM_BASE_URL"),
-        (Script([b'{"data": []}']), "VLLM_MODEL_NAME"),
-        (Script([b'{"data": [{"id": "other", "max_model_len": 5}]}']), "other"),
-        (Script([b'{"data": [{"id": "/app/model"}]}']), "/app/model"),
-        (Script([b"no"], status=500), "500"),
-        (Script([b"no"], status=404), "VLLM_BASE_URL"),
-    ],
-)
-def test_a_server_that_is_not_the_vllm_we_expect(
-    gateway: Gateway, vllm: ScriptedVLLM, answer: Script, says: str
-) -> None:
-    vllm.models_script = answer
-    assert says in gateway.refused(502, "upstream_error", "/init_session", vllm_api_key=KEY)["detail"]
-
-
-def test_an_adapter_is_as_long_as_its_model(gateway: Gateway, vllm: ScriptedVLLM) -> None:
-    vllm.models_script = Script([b'{"data": [{"id": "base", "max_model_len": 600}, {"id": "/app/model"}]}'])
-    assert gateway.open().ok("/chat", message="а", max_tokens=100)["context"]["limit"] == 500
-
-
-def test_the_table_of_foreign_errors_is_complete() -> None:
-    kinds = {*TransportError.__subclasses__(), TimeoutError}
-    assert len(kinds) == 4
-    assert vllm._TRANSPORT_ERRORS.keys() == kinds  # noqa: SLF001 - the table is the promise
 
 
 @pytest.mark.parametrize("depth", [100, 500, *range(850, 1000, 5)])
