@@ -79,6 +79,10 @@ class Server:
         self.process.terminate()
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(_STOP_SECONDS)
+        self.kill()
+
+    def kill(self) -> None:
+        """Give neither it nor its children any time to end."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -115,7 +119,7 @@ def _made(name: str, title: str, script: str, *arguments: str) -> Path:
     return folder
 
 
-def start_vllm(model: Path, key: str, max_model_len: int = 8192, *more: str) -> Server:
+def start_vllm(model: Path, key: str, max_model_len: int = 8192, *more: str, port: int = 0) -> Server:
     """Start the real vLLM on the CPU; it serves after 30 to 60 seconds.
 
     Args:
@@ -123,9 +127,10 @@ def start_vllm(model: Path, key: str, max_model_len: int = 8192, *more: str) -> 
         key: what it will ask for.
         max_model_len: tokens; less where the model itself takes less.
         more: further arguments of `vllm serve`.
+        port: where it listens; 0 is one that is free.
     """
     programs = prepare_vllm()
-    port = free_port()
+    port = port or free_port()
     ours = model.parent == WORK
     environ = {
         "VLLM_API_KEY": key,

@@ -9,7 +9,7 @@ import httpx2
 import pytest
 
 from bench.cancel import in_flight
-from demo.stand import Server, start_vllm
+from demo.stand import free_port, start_vllm
 from tests.conftest import StartGateway, gateways_before
 from tests.e2e.pairs import PAIRS, count_with_the_default_pair, resolve
 from tests.scripted_vllm import KEY
@@ -23,19 +23,42 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class RealVLLM:
-    """The running server."""
+    """The running server; started again, it listens where it did.
 
-    def __init__(self, server: Server) -> None:
-        self.url = server.url
-        self._http = httpx2.Client(base_url=server.url, timeout=60)
+    Attributes:
+        url: where that is.
+    """
+
+    def __init__(self, model_folder: Path) -> None:
+        self._model_folder = model_folder
+        self._port = free_port()
+        self.url = f"http://127.0.0.1:{self._port}"
+        self.start()
+
+    def start(self) -> None:
+        """Start it and wait until it serves."""
+        self._server = start_vllm(self._model_folder, KEY, port=self._port)
+        self._http = httpx2.Client(base_url=self.url, timeout=60)
+        try:
+            self._server.wait_until_ready()
+            self.running()  # the first /metrics takes seconds
+        except BaseException:
+            self.kill()
+            raise
 
     def running(self) -> int:
         """Its own count of requests in flight, running or waiting."""
         return in_flight(self._http)
 
-    def close(self) -> None:
-        """Close the connection."""
+    def kill(self) -> None:
+        """Kill it, its engine included."""
         self._http.close()
+        self._server.kill()
+
+    def stop(self) -> None:
+        """End it."""
+        self._http.close()
+        self._server.stop()
 
 
 @dataclass(frozen=True)
@@ -68,12 +91,9 @@ def _begin(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture(scope="session")
 def real_vllm(model_folder: Path) -> Iterator[RealVLLM]:
-    with start_vllm(model_folder, KEY) as server:
-        server.wait_until_ready()
-        vllm = RealVLLM(server)
-        vllm.running()  # the first /metrics takes seconds
-        yield vllm
-        vllm.close()
+    vllm = RealVLLM(model_folder)
+    yield vllm
+    vllm.stop()
 
 
 @pytest.fixture
