@@ -132,6 +132,7 @@ class Network:
                 client.sendall(data)
                 self.heard = data
         self._end(client, server)
+        server.close()  # it may have more to say, and would wait for someone to listen
 
     @staticmethod
     def _end(*ends: socket.socket) -> None:
