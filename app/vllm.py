@@ -43,6 +43,8 @@ _TOKENIZE_SECONDS = 5.0
 _KEY = re.compile(r"[!-~]+")
 _DONE = b"[DONE]"
 _END_SECONDS = 0.05
+_WORDS_SECONDS = 1.0
+_MAX_WORDS_BYTES = 256 * 1024
 # What a body that is not what it should be makes of a decoder.
 _GARBAGE = (msgspec.DecodeError, ValueError, RecursionError)
 
@@ -414,12 +416,22 @@ async def _read_ok(response: Response) -> bytes:
     """The body of a 200; the response is closed then."""
     read = bytearray()
     with closing(response):
+        if response.status != 200:
+            raise _refusal(response, await _read_words(response))
         while received := await response.read():
             read += received
             if len(read) > MAX_ANSWER_BYTES:
                 raise UpstreamGarbage(f"Ответ vLLM больше {MAX_ANSWER_BYTES} байт.")
-    if response.status != 200:
-        raise _refusal(response, bytes(read))
+    return bytes(read)
+
+
+async def _read_words(response: Response) -> bytes:
+    """The body of a refusal as far as it comes soon: the status says what has happened, the body only adds words."""
+    read = bytearray()
+    with suppress(*_FOREIGN):
+        async with asyncio.timeout(_WORDS_SECONDS):
+            while len(read) < _MAX_WORDS_BYTES and (received := await response.read()):
+                read += received
     return bytes(read)
 
 

@@ -234,6 +234,7 @@ CONNECTION = [
                 "at once": stream(None),
                 "between events": stream(BEGUN, 0.1, None),
                 "within an event": stream(BEGUN, b'data: {"choi', 0.1, None),
+                "after the text": stream(BEGUN, delta("stop"), 0.1, None),
             },
         ),
     ),
@@ -331,6 +332,7 @@ ANSWERS = [
         unauthorized=refuses(401, "no", "VLLM_API_KEY"),
         as_vllm_says=refuses(401, b'{"error":"Unauthorized"}', "VLLM_API_KEY"),
         forbidden=refuses(403, "no", "VLLM_API_KEY"),
+        broken=plays(Script([None], status=401), "VLLM_API_KEY"),
     ),
     both(
         "rejected",
@@ -340,6 +342,7 @@ ANSWERS = [
         unprocessable=refuses(422, "no", "no"),
         without_words=refuses(400, b'{"detail": "no"}', "HTTP 400"),
         too_deep=refuses(400, b"[" * 100_000, "HTTP 400"),
+        broken=plays(Script([b'{"error": {"mess', 0.1, None], status=400), "HTTP 400"),
     ),
     both(
         "rate limited",
@@ -356,6 +359,8 @@ ANSWERS = [
         engine=refuses(500, "engine died", "ошибкой 500"),
         page=refuses(500, b"<html>", "500"),
         array=refuses(500, b"[]", "500"),
+        silent=plays(Script([HANG], status=500), "500"),
+        endless=plays(Script([MEBIBYTE] * 1000, status=500), "500"),
     ),
     both("503", "503", _HTTP, busy=refuses(503, "busy", "503")),
     both(
