@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from app.config import Settings
 from app.main import create_app
@@ -52,6 +53,17 @@ class Gateway:
     def session_count(self) -> int:
         """How many sessions are open."""
         return int(self.http.get("/health").json()["sessions"])
+
+    def metrics(self) -> Callable[..., float]:
+        """Its /metrics now; the value gives a sample by its name and labels, 0 where there is none."""
+        response = self.http.get("/metrics")
+        assert response.status_code == 200
+        samples = {
+            (sample.name.removeprefix("chat_gateway_"), *sample.labels.values()): sample.value
+            for family in text_string_to_metric_families(response.text)
+            for sample in family.samples
+        }
+        return lambda name, *labels: samples.get((name, *labels), 0.0)
 
     def open(self, **body: Any) -> "SessionOf":
         """Open a session."""

@@ -33,19 +33,12 @@ def occupied(
     return session, answer
 
 
-def waiting(gateway: Gateway) -> float:
-    """How many wait, by the gateway's own metrics."""
-    text = gateway.http.get("/metrics").text
-    [line] = [line for line in text.splitlines() if line.startswith("chat_gateway_turns_waiting ")]
-    return float(line.split()[1])
-
-
 def test_who_finds_no_place_waits_for_one(start_gateway: StartGateway, vllm: ScriptedVLLM) -> None:
     with start_gateway(**ONE_PLACE) as gateway, ThreadPoolExecutor() as pool:
         second = gateway.open()
         first, answer = occupied(gateway, vllm, pool)
         late = asked(pool, second)
-        wait_until(lambda: waiting(gateway) == 1)
+        wait_until(lambda: gateway.metrics()("turns_waiting") == 1)
         assert vllm.running == 1
         assert len(vllm.seen) == 1, "who waits has not asked vLLM yet"
         first.ok("/cancel")
@@ -60,7 +53,7 @@ def test_a_full_waiting_room_is_a_503_at_once(start_gateway: StartGateway, vllm:
         third.ok("/chat", message="раз")
         first, _ = occupied(gateway, vllm, pool)
         late = asked(pool, second)
-        wait_until(lambda: waiting(gateway) == 1)
+        wait_until(lambda: gateway.metrics()("turns_waiting") == 1)
         response = gateway.post("/chat", session_id=third.id, message="два", stream=stream)
         body = problem(response, 503, "overloaded")
         assert "MAX_CONCURRENT_REQUESTS=1" in body["detail"]
@@ -89,12 +82,12 @@ def test_who_waits_can_be_cancelled_and_can_leave(start_gateway: StartGateway, v
         second = gateway.open()
         first, _ = occupied(gateway, vllm, pool)
         late = asked(pool, second)
-        wait_until(lambda: waiting(gateway) == 1)
+        wait_until(lambda: gateway.metrics()("turns_waiting") == 1)
         assert second.ok("/cancel")["status"] == "cancelled"
         problem(late.result(), 409, "cancelled")
         with httpx2.Client(base_url=gateway.url, timeout=0.5) as leaver, pytest.raises(httpx2.ReadTimeout):
             leaver.post("/chat", json={"session_id": second.id, "message": "а"})
-        wait_until(lambda: waiting(gateway) == 0)
+        wait_until(lambda: gateway.metrics()("turns_waiting") == 0)
         first.ok("/cancel")
         second.ok("/chat", message="а")
         assert len(vllm.seen) == 2, "who left has asked nothing"

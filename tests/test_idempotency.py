@@ -188,6 +188,6 @@ def test_a_kept_answer_counts_as_the_sessions_text(start_gateway: StartGateway, 
 def test_a_repeat_is_counted_as_one(session: SessionOf) -> None:
     ask(session)
     ask(session)
-    text = session.gateway.http.get("/metrics").text
-    assert 'chat_gateway_turns_total{outcome="repeated"} 1.0' in text
-    assert "chat_gateway_completion_tokens_total 3.0" in text
+    now = session.gateway.metrics()
+    assert now("turns_total", "repeated") == 1
+    assert now("completion_tokens_total") == 3

@@ -1,14 +1,12 @@
 """/metrics: what a run has done is what it says."""
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from tests.conftest import Gateway, SessionOf, StartGateway, problem
-from tests.scripted_vllm import KEY, ScriptedVLLM, delta, hanging, refusal, stream_of, streamed, whole
+from tests.scripted_vllm import KEY, ScriptedVLLM, delta, event, hanging, refusal, stream_of, streamed, whole
 from tests.servers import unused_url, wait_until
 
 USAGE = {
@@ -19,23 +17,10 @@ USAGE = {
 }
 
 
-def metrics(gateway: Gateway) -> Callable[..., float]:
-    """The gateway's metrics now; the value gives a sample of it, 0 where there is none."""
-    response = gateway.http.get("/metrics")
-    assert response.status_code == 200
-    assert response.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
-    samples = {
-        (sample.name.removeprefix("chat_gateway_"), *sample.labels.values()): sample.value
-        for family in text_string_to_metric_families(response.text)
-        for sample in family.samples
-    }
-    return lambda name, *labels: samples.get((name, *labels), 0.0)
-
-
 def test_a_stream_is_measured(session: SessionOf, vllm: ScriptedVLLM) -> None:
     vllm.scripts.append(stream_of("раз", "два", "три", gap=0.06, usage=USAGE))
     session.events("а")
-    now = metrics(session.gateway)
+    now = session.gateway.metrics()
     assert now("turns_total", "completed") == 1
     assert (now("prompt_tokens_total"), now("completion_tokens_total"), now("cached_tokens_total")) == (20, 4, 16)
     assert now("time_to_first_token_seconds_count") == 1
@@ -49,7 +34,7 @@ def test_a_stream_is_measured(session: SessionOf, vllm: ScriptedVLLM) -> None:
 def test_a_json_answer_has_no_first_token(session: SessionOf, vllm: ScriptedVLLM) -> None:
     vllm.scripts.append(whole("да", usage=USAGE))
     session.ok("/chat", message="а")
-    now = metrics(session.gateway)
+    now = session.gateway.metrics()
     assert now("turns_total", "completed") == now("turn_seconds_count") == 1
     assert now("completion_tokens_total") == 4
     assert now("time_to_first_token_seconds_count") == now("inter_token_seconds_count") == 0
@@ -62,13 +47,13 @@ def test_every_end_of_a_turn_has_its_name(gateway: Gateway, vllm: ScriptedVLLM) 
     with session.stream("а") as source:
         events = iter(source)
         next(events)
-        now = metrics(gateway)
+        now = gateway.metrics()
         assert (now("turns_in_flight"), now("turns_waiting"), now("sessions")) == (1, 0, 1)
         session.ok("/cancel")
     session.refused(502, "upstream_error", "/chat", message="а")
     session.events("а")
     session.refused(400, "context_too_long", "/chat", message="а", max_tokens=10_000)
-    now = metrics(gateway)
+    now = gateway.metrics()
     assert now("turns_total", "completed") == 1
     assert now("turns_total", "cancelled") == 1
     assert now("turns_total", "upstream_error") == 2
@@ -77,25 +62,43 @@ def test_every_end_of_a_turn_has_its_name(gateway: Gateway, vllm: ScriptedVLLM) 
     assert now("turns_in_flight") == 0
 
 
+def test_failures_of_vllm_are_counted_by_kind(gateway: Gateway, vllm: ScriptedVLLM) -> None:
+    session = gateway.open()
+    vllm.scripts += [
+        refusal(500, "no"),
+        refusal(429, "no"),
+        streamed([delta(content="а"), 0.05, None]),
+        streamed([event({"error": {"message": "engine died"}})]),
+        streamed([b"data: {oops\n\n"]),
+        refusal(400, "no"),
+    ]
+    for _ in range(6):
+        session.gateway.post("/chat", session_id=session.id, message="а", stream=True)
+    gateway.refused(401, "invalid_key", "/init_session", vllm_api_key="wrong")
+    now = gateway.metrics()
+    kinds = ("http_error", "rate_limited", "broken", "error_event", "garbage", "rejected", "unauthorized")
+    assert {kind: now("upstream_errors_total", kind) for kind in kinds} == dict.fromkeys(kinds, 1)
+
+
 def test_dropped_pairs_are_counted_once(start_gateway: StartGateway) -> None:
     with start_gateway(max_context_tokens=150) as gateway:
         session = gateway.open(system_prompt="")
         receipts = [session.ok("/chat", message="слово " * 12)["context"] for _ in range(12)]
         assert receipts[-1]["dropped_pairs"] > 0
-        assert metrics(gateway)("dropped_pairs_total") == receipts[-1]["dropped_pairs"]
+        assert gateway.metrics()("dropped_pairs_total") == receipts[-1]["dropped_pairs"]
 
 
 def test_vllm_is_up_or_not(gateway: Gateway, start_gateway: StartGateway) -> None:
-    wait_until(lambda: metrics(gateway)("vllm_up") == 1)
-    assert metrics(gateway)("vllm_stalled") == 0
+    wait_until(lambda: gateway.metrics()("vllm_up") == 1)
+    assert gateway.metrics()("vllm_stalled") == 0
     with start_gateway(vllm_base_url=f"{unused_url()}/v1") as alone:
-        assert metrics(alone)("vllm_up") == 0
+        assert alone.metrics()("vllm_up") == 0
 
 
 def test_counts_that_disagree_are_counted(session: SessionOf) -> None:
     receipt: Any = session.ok("/chat", message="а")
     assert receipt["context"]["used"] != receipt["input_tokens"]
-    assert metrics(session.gateway)("count_mismatches_total") == 1
+    assert session.gateway.metrics()("count_mismatches_total") == 1
 
 
 def test_no_label_names_a_session_or_holds_a_text(gateway: Gateway) -> None:
@@ -106,7 +109,7 @@ def test_no_label_names_a_session_or_holds_a_text(gateway: Gateway) -> None:
 
 
 def test_the_process_is_measured_too(gateway: Gateway) -> None:
-    assert metrics(gateway)("process_resident_memory_bytes") > 1e6
+    assert gateway.metrics()("process_resident_memory_bytes") > 1e6
 
 
 def test_metrics_can_be_turned_off(start_gateway: StartGateway) -> None:
@@ -119,3 +122,7 @@ def test_metrics_can_be_turned_off(start_gateway: StartGateway) -> None:
 @pytest.mark.parametrize("outcome", ["completed", "cancelled"])
 def test_what_has_not_happened_yet_is_zero_not_absent(gateway: Gateway, outcome: str) -> None:
     assert f'chat_gateway_turns_total{{outcome="{outcome}"}} 0.0' in gateway.http.get("/metrics").text
+
+
+def test_it_is_in_prometheus_own_format(gateway: Gateway) -> None:
+    assert gateway.http.get("/metrics").headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"

@@ -46,12 +46,12 @@ def test_a_hanging_engine_is_noticed_and_so_is_its_recovery(
         assert "завис" in body["detail"]
         health = gateway.http.get("/health").json()
         assert (health["status"], health["vllm"]) == ("degraded", body["detail"])
-        assert "chat_gateway_vllm_stalled 1.0" in gateway.http.get("/metrics").text
+        assert gateway.metrics()("vllm_stalled") == 1
         canary = vllm.seen[1]
         assert is_canary(canary)
         assert canary.headers["authorization"] == f"Bearer {KEY}"
         wait_until(lambda: ready_status(gateway) == 200)
-    wait_until(lambda: "chat_gateway_vllm_stalled 0.0" in gateway.http.get("/metrics").text)
+    wait_until(lambda: gateway.metrics()("vllm_stalled") == 0)
 
 
 def test_a_recovery_is_noticed_when_no_turn_is_left(gateway: Gateway, session: SessionOf, vllm: ScriptedVLLM) -> None:

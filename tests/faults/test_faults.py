@@ -1,6 +1,8 @@
 """Every fault in both answer forms: what the client sees, when, what is kept, and that the next turn works."""
 
+import re
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -56,13 +58,19 @@ def in_time(world: World, sees: Failure) -> Iterator[None]:
         assert 0.95 * timeout < elapsed < timeout + LATE_SECONDS
 
 
+def failures_by_kind(world: World) -> Counter[str]:
+    text = world.gateway.http.get("/metrics").text
+    found = re.findall(r'^chat_gateway_upstream_errors_total\{kind="(\w+)"\} (\S+)$', text, re.MULTILINE)
+    return Counter({kind: int(float(number)) for kind, number in found})
+
+
 @pytest.mark.parametrize(("form", "way", "stream"), played(Failure))
 def test_a_failed_turn(patient: World, impatient: World, form: Form, way: Way, *, stream: bool) -> None:
     sees = form.sees
     assert isinstance(sees, Failure)
     world = impatient if sees.after else patient
     session = a_session_with_a_pair(world)
-    before, asked = session.ok("/history"), world.chats()
+    before, asked, failures = session.ok("/history"), world.chats(), failures_by_kind(world)
     with way.play(world), in_time(world, sees):
         said = said_of_failure(session, sees, way, stream=stream)
         assert session.ok("/history") == before
@@ -71,6 +79,8 @@ def test_a_failed_turn(patient: World, impatient: World, form: Form, way: Way, *
             if way.is_cut:
                 wait_until(lambda: not world.network.chat_is_open, CLOSED_SECONDS)
             wait_until(lambda: world.script.running == 0, CLOSED_SECONDS)
+    assert failures_by_kind(world) - failures == {sees.kind: 1}
+    assert "kind" not in said, "it is for those who watch"
     assert way.says in said["detail"]
     assert SECRET not in str(said)
     assert way.helpful.items() <= said.items()
