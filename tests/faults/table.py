@@ -34,10 +34,11 @@ class Failure:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a client sees of a turn that a fault does no harm; None stands for a member that must not be there.
+    """What a client sees of a turn that a fault does no harm.
 
     Attributes:
         reply: the whole of it.
+        members: further ones of the answer.
         pieces: the events of a stream before `done`.
     """
 

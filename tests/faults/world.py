@@ -57,10 +57,10 @@ class World:
         self._url = url
         self._up = ExitStack()
         self._port = 0
-        self.come_up()
         self.settings: Settings
         self.names: Names
         self.gateway: Gateway
+        self.come_up()
 
     def come_up(self) -> None:
         self.network: Network = self._up.enter_context(network_to(self._url, self._port))
