@@ -6,7 +6,7 @@ import re
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import quote, urlsplit
 
 import msgspec
@@ -126,11 +126,14 @@ class Answer(msgspec.Struct):
     error: Any = None
 
 
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
 class ServedModel(msgspec.Struct):
     """One entry of /v1/models."""
 
     id: str
-    max_model_len: int | None = None
+    max_model_len: _Count | None = None
 
 
 class ModelList(msgspec.Struct):
@@ -142,8 +145,8 @@ class ModelList(msgspec.Struct):
 class Tokenized(msgspec.Struct):
     """The answer of /tokenize."""
 
-    count: int
-    max_model_len: int | None = None
+    count: _Count
+    max_model_len: _Count | None = None
 
 
 class Version(msgspec.Struct):

@@ -22,6 +22,7 @@ def test_an_unreachable_vllm_is_no_wrong_key(start_gateway: StartGateway) -> Non
         (Script([b'{"data": []}']), "VLLM_MODEL_NAME"),
         (Script([b'{"data": [{"id": "other", "max_model_len": 5}]}']), "other"),
         (Script([b'{"data": [{"id": "/app/model"}]}']), "/app/model"),
+        (Script([b'{"data": [{"id": "/app/model", "max_model_len": -1}]}']), "VLLM_BASE_URL"),
         (Script([b"no"], status=500), "500"),
         (Script([b"no"], status=404), "VLLM_BASE_URL"),
     ],
