@@ -142,7 +142,12 @@ class CountAgreement:
         return Needed(counted, counted + self._worst.of(counted))
 
     def compare(self, needed: Needed, prompt_tokens: int) -> Surplus:
-        """Take in what vLLM has found in the end (`usage.prompt_tokens`); returns what that was more."""
+        """Take in what vLLM has found in the end (`usage.prompt_tokens`); returns what that was more.
+
+        What cannot be in a prompt that vLLM has taken is no count: believed once, it would leave no room for any other.
+        """
+        if prompt_tokens > self._vllm.max_model_len:
+            return NO_SURPLUS
         self._note(needed.counted, prompt_tokens)
         if needed.told and prompt_tokens > needed.tokens:
             self._ask_no_more()

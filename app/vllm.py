@@ -66,6 +66,10 @@ _TRANSPORT_ERRORS: dict[type[Exception], tuple[type[GatewayError], str | None]] 
 _FOREIGN = tuple(_TRANSPORT_ERRORS)
 
 
+# More is garbage, which arithmetic on it would carry on.
+_Count = Annotated[int, msgspec.Meta(ge=0, le=10**15)]
+
+
 class FunctionCall(msgspec.Struct):
     """A tool call's function; in a stream `arguments` comes in pieces."""
 
@@ -106,15 +110,15 @@ class Choice(msgspec.Struct):
 class PromptTokensDetails(msgspec.Struct):
     """vLLM started with --enable-prompt-tokens-details tells how many prompt tokens came from its prefix cache."""
 
-    cached_tokens: int | None = None
+    cached_tokens: _Count | None = None
 
 
 class Usage(msgspec.Struct):
     """vLLM's own token counts."""
 
-    prompt_tokens: int
-    total_tokens: int
-    completion_tokens: int | None = None
+    prompt_tokens: _Count
+    total_tokens: _Count
+    completion_tokens: _Count | None = None
     prompt_tokens_details: PromptTokensDetails | None = None
 
 
@@ -124,9 +128,6 @@ class Answer(msgspec.Struct):
     choices: list[Choice] = []
     usage: Usage | None = None
     error: Any = None
-
-
-_Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class ServedModel(msgspec.Struct):

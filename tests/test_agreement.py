@@ -369,3 +369,11 @@ def test_no_text_is_in_a_warning(
         [warning] = health(gateway)["warnings"]
         assert "тайна" not in warning
     assert "тайна" not in caplog.text
+
+
+def test_a_usage_that_no_prompt_can_have_is_not_believed(session: SessionOf, vllm: ScriptedVLLM) -> None:
+    """Once believed, it would leave no room in any prompt for the history."""
+    tokens = vllm.max_model_len + 1
+    vllm.scripts.append(whole("да", usage={"prompt_tokens": tokens, "total_tokens": tokens + 1}))
+    assert session.ok("/chat", message="а")["input_tokens"] == tokens, "told as it came"
+    assert session.ok("/chat", message="а")["context"]["history_pairs"] == 1

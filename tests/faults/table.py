@@ -297,9 +297,19 @@ ANSWERS = [
                 "no choices": body(b'{"choices": []}'),
                 "no message": body(b'{"choices": [{}]}'),
                 "a number for a text": body(b'{"choices": [{"message": {"content": 5}}]}'),
+                "a number beyond numbers": plays(whole("да", usage={"prompt_tokens": 10**400, "total_tokens": 1})),
+                "less than no tokens": plays(whole("да", usage={"prompt_tokens": -1, "total_tokens": 1})),
             },
         ),
-        Form(_GARBAGE_EVENT, {"a number for a text": open_stream(delta(content=5))}),
+        Form(
+            _GARBAGE_EVENT,
+            {
+                "a number for a text": open_stream(delta(content=5)),
+                "a number beyond numbers": open_stream(
+                    BEGUN, event({"usage": {"prompt_tokens": 10**400, "total_tokens": 1}})
+                ),
+            },
+        ),
     ),
     Fault(
         "no end",
