@@ -90,7 +90,8 @@ WatchDep = Annotated[VLLMWatch, Depends(_watch)]
 AdmissionDep = Annotated[Admission, Depends(_admission)]
 
 
-_PROBLEM_CONTENT = {MEDIA_TYPE: {"schema": {**Problem.model_json_schema(), "description": "RFC 9457: ошибка."}}}
+_PROBLEM = {**Problem.model_json_schema(), "description": "RFC 9457: ошибка."}
+_PROBLEM_CONTENT = {MEDIA_TYPE: {"schema": _PROBLEM}}
 
 
 def _problems(*errors: type[GatewayError]) -> dict[int | str, dict[str, Any]]:
@@ -113,6 +114,18 @@ _IDEMPOTENCY_KEY = {
     "вернёт записанный ответ, а не задаст вопрос снова. Остановленный ответ заменит новый.",
     "schema": {"type": "string", "pattern": PATTERN},
 }
+
+
+def _event(name: str, data: dict[str, Any]) -> dict[str, Any]:
+    """OpenAPI schema of an event with JSON data, in FastAPI's own form."""
+    json_data = {"type": "string", "contentMediaType": "application/json", "contentSchema": data}
+    properties = {"event": {"const": name}, "data": json_data}
+    return {"type": "object", "properties": properties, "required": ["event", "data"]}
+
+
+_TEXT = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
+_ANSWER = {"$ref": "#/components/schemas/ChatAnswer"}
+_EVENTS = [_event("delta", _TEXT), _event("reasoning", _TEXT), _event("done", _ANSWER), _event("error", _PROBLEM)]
 
 _UPSTREAM = (TooManyRequests, UpstreamError, UpstreamUnavailable, UpstreamTimeout)
 
@@ -151,7 +164,7 @@ async def set_system_prompt(body: SetSystemPromptBody, chat: ChatDep) -> OkAnswe
     responses={
         200: {
             "description": "Ответ модели. При `stream: true` — поток: `delta`, `reasoning`, затем `done` или `error`.",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "content": {"text/event-stream": {"itemSchema": {"oneOf": _EVENTS}}},
         },
         **_problems(
             InvalidKey,

@@ -73,3 +73,21 @@ def test_the_chats_errors_are_all_declared(gateway: Gateway) -> None:
         "application/json",
         "text/event-stream",
     }
+
+
+def test_the_events_of_a_stream_are_described_with_their_data(gateway: Gateway) -> None:
+    content = gateway.http.get("/openapi.json").json()["paths"]["/chat"]["post"]["responses"]["200"]["content"]
+    events = [event["properties"] for event in content["text/event-stream"]["itemSchema"]["oneOf"]]
+    data = {event["event"]["const"]: event["data"]["contentSchema"] for event in events}
+    assert list(data) == ["delta", "reasoning", "done", "error"]
+    assert (
+        data["delta"]
+        == data["reasoning"]
+        == {
+            "type": "object",
+            "properties": {"text": {"type": "string"}},
+            "required": ["text"],
+        }
+    )
+    assert data["done"] == content["application/json"]["schema"], "the whole answer"
+    assert {"status", "code", "detail"} <= set(data["error"]["required"])

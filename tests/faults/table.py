@@ -297,8 +297,10 @@ ANSWERS = [
                 "no choices": body(b'{"choices": []}'),
                 "no message": body(b'{"choices": [{}]}'),
                 "a number for a text": body(b'{"choices": [{"message": {"content": 5}}]}'),
-                "a number beyond numbers": plays(whole("да", usage={"prompt_tokens": 10**400, "total_tokens": 1})),
-                "less than no tokens": plays(whole("да", usage={"prompt_tokens": -1, "total_tokens": 1})),
+                "a number beyond numbers": plays(
+                    whole("да", usage={"prompt_tokens": 10**400, "total_tokens": 1}), is_cut=False
+                ),
+                "less than no tokens": plays(whole("да", usage={"prompt_tokens": -1, "total_tokens": 1}), is_cut=False),
             },
         ),
         Form(
