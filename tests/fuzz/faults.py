@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
-from tests.scripted_vllm import DONE, MODEL, Script, ScriptedVLLM, delta, event, hanging, refusal, streamed, whole
+from tests.scripted_vllm import DONE, MODEL, Script, ScriptedVLLM, delta, event, refusal, streamed, whole
 
 LONG = 60.0
 # A message that says so is answered with a stream that does not end.
@@ -144,6 +144,6 @@ class FuzzedVLLM(ScriptedVLLM):
     def next_script(self, body: dict[str, Any]) -> Script:
         """See ScriptedVLLM."""
         if body["messages"][-1]["content"] == ENDLESS:
-            return hanging("и", "так", "далее")
+            return streamed([delta(content="и"), delta(content="так далее"), 3600.0])
         fault = next(self._faults[bool(body.get("stream"))]) if self._is_faulty else None
         return fault.script() if fault else super().next_script(body)

@@ -1,6 +1,6 @@
 """The description of the API is true: whatever is sent, and whatever vLLM does, what comes back is declared.
 
-For a long run: FUZZ_TIMES=20 python -m pytest tests/fuzz -s
+For a long run: FUZZ_TIMES=20 python -m pytest tests/fuzz -s --timeout=0
 """
 
 import os
