@@ -4,6 +4,7 @@ import difflib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from pydantic import SecretStr
@@ -11,6 +12,7 @@ from pydantic import SecretStr
 from app.config import Settings
 from app.context import Pair
 from app.errors import GatewayError, InvalidRequest
+from app.guesses import KeyGuesses
 from app.sessions import Session, SessionStore
 from app.template import TEMPLATE_PARAMETERS
 from app.turn import DEFAULT_MAX_TOKENS, ContextReceipt, Question, Resources, Turn
@@ -40,32 +42,34 @@ class Chat:
         self._resources = resources
         self._prompts = resources.prompts
         self._vllm = resources.vllm
+        self._guesses = KeyGuesses(settings.max_key_failures_per_minute)
 
     async def open(
-        self, vllm_api_key: SecretStr, system_prompt: str | None, history: Sequence[Pair] | None
+        self, vllm_api_key: SecretStr, system_prompt: str | None, history: Sequence[Pair] | None, address: str
     ) -> tuple[Session, int, ContextReceipt | None]:
-        """Open a session for a key that vLLM accepts; None is the default prompt.
+        """Open a session for a key that vLLM accepts; None is the default prompt, `address` the client's.
 
         Returns it, its seconds to live and, for a given history, what of it the next prompt will hold.
 
         Raises:
             Overloaded: MAX_SESSIONS are open, or see `Admission`.
+            TooManyRequests: too many wrong keys came from this address.
             InvalidKey, Upstream: see `VLLMClient.prove_key`.
             ContextTooLong: a history was given, and the system prompt alone does not fit.
             UpstreamRejected: the model's chat template refuses the history.
         """
         await self._sessions.require_room()
-        await self._prove_key(vllm_api_key)
+        await self._prove_key(vllm_api_key, address)
         if system_prompt is None:
             system_prompt = self._settings.default_system_prompt
         session = Session(vllm_api_key, system_prompt)
         context = None if history is None else await self._restore(session, history)
         return session, await self._sessions.add(session), context
 
-    async def replace_key(self, session_id: str, vllm_api_key: SecretStr) -> tuple[Session, int]:
+    async def replace_key(self, session_id: str, vllm_api_key: SecretStr, address: str) -> tuple[Session, int]:
         """Give a live session another key, once vLLM accepts it; a turn in flight goes on with the old one."""
         session = await self._sessions.get(session_id)
-        await self._prove_key(vllm_api_key)
+        await self._prove_key(vllm_api_key, address)
         session = await self._sessions.get(session_id)
         session.vllm_api_key = vllm_api_key
         return session, await self._sessions.renew(session)
@@ -124,7 +128,10 @@ class Chat:
             session.end()
             turn.expires_in = await self._sessions.renew(session)
 
-    async def _prove_key(self, key: SecretStr) -> None:
+    async def _prove_key(self, key: SecretStr, address: str) -> None:
+        await self._guesses.prove(address, partial(self._show_key, key))
+
+    async def _show_key(self, key: SecretStr) -> None:
         """See `VLLMClient.prove_key`; it asks vLLM as a turn does."""
         async with self._resources.admission:
             try:

@@ -5,7 +5,10 @@
     │   ├── ContextTooLong           400 context_too_long
     │   ├── UpstreamRejected         400 upstream_rejected
     │   │   └── RequestRejected      kind rejected
+    │   ├── MalformedRequest         400 malformed_request
+    │   ├── RequestTimeout           408 request_timeout
     │   ├── RequestTooLarge          413 request_too_large
+    │   ├── HeadersTooLarge          431 headers_too_large
     │   ├── InvalidRequest           422 invalid_request
     │   ├── NotFound                 404 not_found
     │   └── MethodNotAllowed         405 method_not_allowed
@@ -98,12 +101,41 @@ class RequestRejected(UpstreamRejected):
     kind = "rejected"
 
 
+class MalformedRequest(BadRequest):
+    """What came is no HTTP."""
+
+    status = 400
+    code = "malformed_request"
+    title = "Это не запрос HTTP"
+    detail = "Запрос не разбирается как HTTP/1.1. Проверьте адрес (http://, не https://) и заголовки."
+
+
+class RequestTimeout(BadRequest):
+    """The request did not arrive within REQUEST_TIMEOUT_SECONDS; the connection is closed."""
+
+    status = 408
+    code = "request_timeout"
+    title = "Запрос приходит слишком долго"
+    detail = (
+        "Запрос не пришёл целиком вовремя, соединение закрыто. Повторите его; если сеть медленная, увеличьте "
+        "REQUEST_TIMEOUT_SECONDS."
+    )
+
+
 class RequestTooLarge(BadRequest):
     """The body is over MAX_REQUEST_BYTES (`limit`: bytes)."""
 
     status = 413
     code = "request_too_large"
     title = "Слишком большой запрос"
+
+
+class HeadersTooLarge(BadRequest):
+    """The headers are too long or too many (`limit`: bytes); the connection is closed."""
+
+    status = 431
+    code = "headers_too_large"
+    title = "Слишком большие заголовки"
 
 
 class InvalidRequest(BadRequest):
@@ -195,7 +227,7 @@ class Limited(GatewayError):
 
 
 class TooManyRequests(Limited):
-    """vLLM limits the rate."""
+    """vLLM limits the rate, or too many wrong keys came from one address."""
 
     status = 429
     code = "too_many_requests"

@@ -63,6 +63,7 @@ class State(TypedDict):
     watch: VLLMWatch
     admission: Admission
     metrics: Metrics
+    request_timeout_seconds: float
 
 
 def create_app(settings: Settings) -> ASGIApp:
@@ -88,9 +89,17 @@ def create_app(settings: Settings) -> ASGIApp:
             for work in (sweep_sessions(sessions), watch.run(), stall.run()):
                 await stack.enter_async_context(running(work))
             await stack.enter_async_context(draining_on_signal(admission, settings.drain_seconds))
-            yield {"chat": chat, "vllm": vllm, "watch": watch, "admission": admission, "metrics": metrics}
+            yield {
+                "chat": chat,
+                "vllm": vllm,
+                "watch": watch,
+                "admission": admission,
+                "metrics": metrics,
+                "request_timeout_seconds": settings.request_timeout_seconds,
+            }
 
-    api = FastAPIOffline(
+    build = FastAPIOffline if settings.docs_enabled else partial(FastAPI, docs_url=None, openapi_url=None)
+    api = build(
         redoc_url=None,
         redirect_slashes=False,
         telemetry={"tracing": False, "metrics": False, "logs": False},  # asked about at every request otherwise
@@ -178,13 +187,15 @@ def _openapi(api: FastAPI) -> dict[str, Any]:
     return api.openapi_schema
 
 
-async def _on_http_exception(_: Request, exc: Exception) -> Response:
+async def _on_http_exception(request: Request, exc: Exception) -> Response:
     """FastAPI's and Starlette's own errors: no such path, no such method, a body that cannot be read."""
     assert isinstance(exc, HTTPException)
+    described = request.app.openapi_url is not None
     if exc.status_code == 405:
-        return problem_response(MethodNotAllowed(allow=(exc.headers or {}).get("Allow", "")))
+        detail = None if described else "Этот адрес не принимает такой метод HTTP."
+        return problem_response(MethodNotAllowed(detail, allow=(exc.headers or {}).get("Allow", "")))
     if exc.status_code == 404:
-        return problem_response(NotFound())
+        return problem_response(NotFound(None if described else "Такого адреса у шлюза нет."))
     return problem_response(InvalidRequest("Тело запроса не разбирается: нужен JSON в UTF-8."))
 
 

@@ -14,11 +14,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import sse
 from app.admission import stopping
-from app.errors import MEDIA_TYPE, GatewayError, InternalError, RequestTooLarge
+from app.errors import MEDIA_TYPE, GatewayError, InternalError, RequestTimeout, RequestTooLarge
+from app.headers import SECURITY, SECURITY_OF_PAGES
 
 log = logging.getLogger(__name__)
 
 _EXPECTED = frozenset({"/chat", "/health", "/ready", "/metrics"})
+_SECURITY_OF = dict.fromkeys(("/docs", "/docs/oauth2-redirect"), SECURITY_OF_PAGES)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._~:+/=-]{1,128}")
 
 
@@ -31,6 +33,8 @@ def problem_response(error: GatewayError) -> Response:
         headers["Allow"] = str(error.helpful["allow"])
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
+    if error.status == 408:
+        headers["Connection"] = "close"
     return JSONResponse(error.problem(), error.status, headers, media_type=MEDIA_TYPE)
 
 
@@ -54,7 +58,10 @@ def beginning_with(body: bytes, receive: Receive) -> Receive:
 
 
 class RequestId:
-    """Gives every request an id: the client's X-Request-Id if it is a sane one, else a new one; returns and logs it."""
+    """Gives every request an id: the client's X-Request-Id if it is a sane one, else a new one; returns and logs it.
+
+    The answer gets the headers of security here too, for every answer passes here.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -70,7 +77,11 @@ class RequestId:
 
         def send_with_id(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    (b"x-request-id", request_id.encode()),
+                    *_SECURITY_OF.get(scope["path"], SECURITY),
+                ]
                 _log_access(scope, message["status"])
             return send(message)
 
@@ -134,6 +145,7 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes | N
 
     Raises:
         RequestTooLarge: it is over the bound, by its declared length or as it arrives.
+        RequestTimeout: it does not arrive in time, says `BoundedProtocol`.
     """
     declared = header(scope, b"content-length") or b"0"
     if not declared.isdigit() or int(declared) > max_bytes:
@@ -148,6 +160,8 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes | N
         more = message.get("more_body", False)
         if len(body) > max_bytes:
             raise _too_large(max_bytes)
+        if more and scope["state"].get("too_late"):
+            raise RequestTimeout
     return bytes(body)
 
 
@@ -164,7 +178,7 @@ class BodyLimit:
         self._max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Raises RequestTooLarge."""
+        """Raises RequestTooLarge, RequestTimeout."""
         if scope["type"] == "http":
             body = await read_body(scope, receive, self._max_bytes)
             if body is None:

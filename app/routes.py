@@ -19,6 +19,7 @@ from app.errors import (
     InvalidRequest,
     NothingToUndo,
     Overloaded,
+    RequestTimeout,
     RequestTooLarge,
     SessionBusy,
     SessionNotFound,
@@ -98,7 +99,7 @@ def _problems(*errors: type[GatewayError]) -> dict[int | str, dict[str, Any]]:
     """OpenAPI responses for the errors that an endpoint can answer with, by status."""
     responses: dict[int | str, dict[str, Any]] = {}
     error: type[GatewayError]
-    for error in (*errors, RequestTooLarge, InvalidRequest, InternalError):
+    for error in (*errors, RequestTimeout, RequestTooLarge, InvalidRequest, InternalError):
         described = f"`{error.code}`: {error.title}"
         if error.status in responses:
             described = f"{responses[error.status]['description']}; {described}"
@@ -137,11 +138,12 @@ _UPSTREAM = (TooManyRequests, UpstreamError, UpstreamUnavailable, UpstreamTimeou
     "С `session_id` — меняет ключ живой сессии на новый.",
     responses=_problems(InvalidKey, SessionNotFound, Overloaded, ContextTooLong, UpstreamRejected, *_UPSTREAM),
 )
-async def init_session(body: InitSessionBody, chat: ChatDep) -> SessionAnswer:
+async def init_session(body: InitSessionBody, request: Request, chat: ChatDep) -> SessionAnswer:
     """Open a session, or give a live one another key."""
+    address = request.client.host if request.client else ""
     if body.session_id is None:
-        return session_answer(*await chat.open(body.vllm_api_key, body.system_prompt, body.pairs()))
-    return session_answer(*await chat.replace_key(body.session_id, body.vllm_api_key))
+        return session_answer(*await chat.open(body.vllm_api_key, body.system_prompt, body.pairs(), address))
+    return session_answer(*await chat.replace_key(body.session_id, body.vllm_api_key, address))
 
 
 @sessions.post(

@@ -63,7 +63,7 @@ class Session:
 
     def __post_init__(self) -> None:
         """A hash, from which the secret cannot be told."""
-        self.public_id = sha256(self.id.encode()).hexdigest()[:32]
+        self.public_id = _public_id(self.id)
 
     def begin(self, turn: TurnInFlight) -> None:
         """Let a turn occupy the session.
@@ -152,6 +152,11 @@ class Session:
         self.dropped_pairs = self.forgotten_pairs = self._text_bytes = 0
 
 
+def _public_id(session_id: str) -> str:
+    """Any string has one."""
+    return sha256(session_id.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
 class SessionStore(Protocol):
     """Where sessions live between requests."""
 
@@ -178,7 +183,7 @@ class SessionStore(Protocol):
 
 
 class MemoryStore:
-    """Sessions in a dict of this process.
+    """Sessions in a dict of this process, by a hash of their ids: how long a look-up takes tells nothing of an id.
 
     All sessions live equally long, so the dict is kept in the order of expiry: `sweep` looks only at what it removes
     (and at sessions with a turn in flight, which do not expire).
@@ -194,30 +199,30 @@ class MemoryStore:
     async def add(self, session: Session) -> int:
         """See SessionStore."""
         await self.require_room()
-        self._sessions[session.id] = session
+        self._sessions[session.public_id] = session
         return await self.renew(session)
 
     async def get(self, session_id: str) -> Session:
         """See SessionStore."""
-        session = self._sessions.get(session_id)
+        session = self._sessions.get(_public_id(session_id))
         if session is None:
             raise SessionNotFound
         if self._expired(session):
-            del self._sessions[session_id]
+            del self._sessions[session.public_id]
             raise SessionNotFound
         return session
 
     async def renew(self, session: Session) -> int:
         """See SessionStore."""
-        if session.id not in self._sessions:
+        if session.public_id not in self._sessions:
             return 0
         session.expires_at = self._clock() + self._ttl_seconds
-        self._sessions.move_to_end(session.id)
+        self._sessions.move_to_end(session.public_id)
         return int(self._ttl_seconds)
 
     async def remove(self, session: Session) -> None:
         """See SessionStore."""
-        self._sessions.pop(session.id, None)
+        self._sessions.pop(session.public_id, None)
 
     async def require_room(self) -> None:
         """See SessionStore. `retry_after` is when the next session may expire."""
@@ -244,15 +249,15 @@ class MemoryStore:
         expired = []
         for session in self._sessions.values():
             if self._expired(session):
-                expired.append(session.id)
+                expired.append(session.public_id)
             elif session.turn is None:
                 break
             if len(expired) == _SWEEP_AT_ONCE:
                 break
-        for removed, session_id in enumerate(expired):
+        for removed, public_id in enumerate(expired):
             if time.perf_counter() > end:
                 return removed
-            del self._sessions[session_id]
+            del self._sessions[public_id]
         return len(expired)
 
     async def count(self) -> int:

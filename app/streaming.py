@@ -84,7 +84,6 @@ class EventStream:
         """Send the status and the headers; from now on a long silence is broken with comments."""
         headers = [
             (b"content-type", b"text/event-stream; charset=utf-8"),
-            (b"cache-control", b"no-store"),
             (b"x-accel-buffering", b"no"),  # a proxy in front must not gather events
         ]
         if is_repeated:

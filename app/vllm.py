@@ -40,7 +40,7 @@ _CHAT = "/v1/chat/completions"
 _PROBE_SECONDS = 1.0
 _QUESTION_SECONDS = 30.0
 _TOKENIZE_SECONDS = 5.0
-_KEY = re.compile(r"[!-~]+")
+_KEY = re.compile(r"[!-~]{1,4096}")  # more, and the server may refuse the header
 _DONE = b"[DONE]"
 _END_SECONDS = 0.05
 _WORDS_SECONDS = 1.0
@@ -50,7 +50,7 @@ _GARBAGE = (msgspec.DecodeError, ValueError, RecursionError)
 
 _NO_KEY = "Ключ пуст: в vllm_api_key нужен VLLM_API_KEY, с которым запущен vLLM. Может быть, пуста переменная с ним."
 _UNSENDABLE_KEY = (
-    "Такой ключ не передать: допустимы латинские буквы, цифры и знаки ASCII без пробелов. "
+    "Такой ключ не передать: допустимы латинские буквы, цифры и знаки ASCII без пробелов, не больше 4096. "
     "Если с ним запущен vLLM, задайте другой VLLM_API_KEY и перезапустите стенд."
 )
 _NOT_THERE = (

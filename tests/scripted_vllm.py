@@ -111,6 +111,7 @@ class ScriptedVLLM:
         health_delay: seconds that it takes to.
         openapi: the body of /openapi.json.
         models_script: replaces the answer of /v1/models.
+        models_delay: seconds that it takes.
         counter: finds the prompt tokens of a body with `messages` or a `prompt`; with it, they are in `usage`, prompts
             that are too long are refused, and /tokenize answers.
         tokenizes: whether it does; a server in between may let through /v1 only.
@@ -130,6 +131,7 @@ class ScriptedVLLM:
         self.health_delay = 0.0
         self.openapi = openapi(KNOWN_FIELDS.split())
         self.models_script: Script | None = None
+        self.models_delay = 0.0
         self.counter: Callable[[dict[str, Any]], int] | None = None
         self.tokenizes = True
         self.tokenize_texts_status = 200
@@ -189,6 +191,7 @@ class ScriptedVLLM:
         return JSONResponse({"count": self.counter(body), "max_model_len": self.max_model_len, "tokens": []}, status)
 
     async def _models(self, request: Request) -> Response:
+        await asyncio.sleep(self.models_delay)
         if not self.admits(request):
             return JSONResponse({"error": "Unauthorized"}, 401)
         if self.models_script is not None:

@@ -9,14 +9,16 @@ from contextlib import ExitStack, contextmanager
 import uvicorn
 from starlette.types import ASGIApp
 
+from app.protocol import BoundedProtocol
+
 
 @contextmanager
 def serve(app: ASGIApp, port: int = 0) -> Iterator[str]:
-    """Serve an ASGI app; yields its base URL, and stops it on leaving even if requests hang."""
+    """Serve an ASGI app as the gateway is; yields its base URL, and stops it on leaving even if requests hang."""
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", port))
-    config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1)
+    config = uvicorn.Config(app, http=BoundedProtocol, log_config=None, timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()

@@ -41,6 +41,16 @@ def test_every_endpoint_is_described_in_russian_with_its_errors(gateway: Gateway
                     assert list(response["content"]) == ["application/problem+json"], (path, status)
 
 
+def test_what_may_be_wrong_with_any_body_is_declared_everywhere(gateway: Gateway) -> None:
+    schema = gateway.http.get("/openapi.json").json()
+    for path, methods in schema["paths"].items():
+        if "post" in methods:
+            assert codes(schema, path, 408) == {"request_timeout"}
+            assert codes(schema, path, 413) == {"request_too_large"}
+            assert codes(schema, path, 422) == {"invalid_request"}
+    assert codes(schema, "/init_session", 429) == {"too_many_requests"}
+
+
 def test_all_that_a_person_reads_is_russian(gateway: Gateway) -> None:
     """Docstrings are English, and must not show."""
 
