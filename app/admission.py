@@ -35,8 +35,8 @@ class Admission:
         """How many have a place."""
         return len(self._admitted) - self.waiting
 
-    async def __aenter__(self) -> None:
-        """Take a place, waiting for one if need be, first come first served.
+    async def __aenter__(self) -> bool:
+        """Take a place, waiting for one if need be, first come first served; returns whether it was need.
 
         Raises:
             Overloaded: too many wait already, none became free in time, or the gateway is being stopped.
@@ -50,14 +50,16 @@ class Admission:
             raise self._overloaded(f"и ждут ещё {self.waiting}")
         self._admitted.add(task)
         self._empty.clear()
+        must_wait = self._free.locked()
         try:
-            if self._free.locked():
+            if must_wait:
                 await self._wait()
             else:
                 await self._free.acquire()
         except BaseException:
             self._forget(task)
             raise
+        return must_wait
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None

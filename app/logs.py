@@ -1,6 +1,8 @@
 """How log lines look: text for people, or an object of JSON in every line."""
 
 import logging
+import time
+from typing import Any
 
 from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.msgspec import MsgspecFormatter
@@ -9,21 +11,49 @@ from app.config import Settings
 
 _FORMAT = "%(asctime)s %(levelname)s {name}: %(message)s"
 _JSON_FIELDS = {"levelname": "level", "name": "logger", "message": "message"}
-# What a record has besides the fields that a line has of its own; the last one is uvicorn's.
+# What a record has besides; the last one is uvicorn's, for terminals.
 _RESERVED = (*RESERVED_ATTRS, "color_message")
 
 
+def fields(**values: str | float | None) -> dict[str, object]:
+    """What a log line tells besides its words, for `extra`: names and values, in either form of the log."""
+    return {"fields": values}
+
+
 class TextFormatter(logging.Formatter):
-    """One line, with the fields that a line has of its own (`extra`) at its end, as name=value."""
+    """A line for people: the fields follow the words."""
+
+    def __init__(self, form: str) -> None:
+        """`form` as logging has it."""
+        super().__init__(form)
+        self._second = (0, "")
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802 - logging's name
+        """See logging.Formatter; of many lines in a second only the first has its time laid out."""
+        del datefmt
+        second = int(record.created)
+        if second != self._second[0]:
+            self._second = (second, time.strftime(self.default_time_format, self.converter(second)))
+        return f"{self._second[1]},{int(record.msecs):03d}"
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         """See logging.Formatter."""
-        fields = [
-            f" {name}={'-' if value is None else value}"
-            for name, value in vars(record).items()
-            if name not in _RESERVED
-        ]
-        return super().formatMessage(record) + "".join(fields)
+        line = super().formatMessage(record)
+        for name, value in vars(record).get("fields", {}).items():
+            line += f" {name}={'-' if value is None else value}"
+        return line
+
+
+class JSONFormatter(MsgspecFormatter):
+    """A line for programs: one object, the fields among its members."""
+
+    def __init__(self) -> None:
+        super().__init__(list(_JSON_FIELDS), rename_fields=_JSON_FIELDS, reserved_attrs=_RESERVED, timestamp="time")
+
+    def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
+        """See BaseJsonFormatter."""
+        own = log_data.pop("fields", {})
+        return {**log_data, **own}
 
 
 def configure_logging(settings: Settings) -> None:
@@ -45,8 +75,4 @@ def configure_logging(settings: Settings) -> None:
 
 
 def _formatter(settings: Settings, name: str) -> logging.Formatter:
-    if settings.log_format == "json":
-        return MsgspecFormatter(
-            list(_JSON_FIELDS), rename_fields=_JSON_FIELDS, reserved_attrs=_RESERVED, timestamp="time"
-        )
-    return TextFormatter(_FORMAT.format(name=name))
+    return JSONFormatter() if settings.log_format == "json" else TextFormatter(_FORMAT.format(name=name))

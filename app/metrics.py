@@ -63,7 +63,9 @@ class Metrics:
         self.added = self._histogram(
             "added", "The gateway's own part of a turn: before vLLM is asked and after it has answered.", _ADDED_SECONDS
         )
-        self.wait = self._histogram("wait", "In the waiting room, of turns that were let in.", _WAIT_SECONDS)
+        self.wait = self._histogram(
+            "wait", "In the waiting room, of turns that had to wait and were let in.", _WAIT_SECONDS
+        )
         self._state = _StateCollector()
         self._registry.register(self._state)
         ProcessCollector(registry=self._registry)

@@ -16,6 +16,7 @@ from app import sse
 from app.admission import stopping
 from app.errors import MEDIA_TYPE, GatewayError, InternalError, RequestTimeout, RequestTooLarge
 from app.headers import SECURITY, SECURITY_OF_PAGES
+from app.logs import fields
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ def _log_access(scope: Scope, status: int) -> None:
         return
     client = "{}:{}".format(*scope["client"]) if scope["client"] else "-"
     request = (scope["method"], quote(scope["path"]), scope["http_version"])
-    log.info('%s "%s %s HTTP/%s" %d', client, *request, status, extra={"request": scope["state"]["request_id"]})
+    log.info('%s "%s %s HTTP/%s" %d', client, *request, status, extra=fields(request=scope["state"]["request_id"]))
 
 
 class ErrorBoundary:
@@ -129,7 +130,7 @@ class ErrorBoundary:
             where = "".join(traceback.format_tb(exc.__traceback__))
             request_id = scope["state"].get("request_id")
             # Not `exception`: an error's own text may hold what a user wrote.
-            log.error("%s\n%s", type(exc).__qualname__, where, extra={"request": request_id})  # noqa: TRY400
+            log.error("%s\n%s", type(exc).__qualname__, where, extra=fields(request=request_id))  # noqa: TRY400
             error = InternalError()
         else:
             return

@@ -15,6 +15,7 @@ from uvicorn.server import ServerState
 
 from app.errors import MEDIA_TYPE, GatewayError, HeadersTooLarge, MalformedRequest, RequestTimeout
 from app.headers import SECURITY
+from app.logs import fields
 
 log = logging.getLogger(__name__)
 
@@ -175,7 +176,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if free or not (self._in_head or self.pipeline or cycle.response_started):
             request_id = secrets.token_hex(16)
             client = self.client or ("-", 0)
-            log.info("%s:%s %d %s", *client, error.status, error.code, extra={"request": request_id})
+            log.info("%s:%s %d %s", *client, error.status, error.code, extra=fields(request=request_id))
             self.transport.write(b"".join(self._answer(error, request_id)))
         self.transport.close()
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from pydantic import SecretStr
 
+from app.logs import fields
 from app.metrics import Metrics
 from app.progress import Progress
 from app.vllm import Message, Usage
@@ -34,13 +35,12 @@ class TurnRecord:
         self._first_token_seconds: float | None = None
         self._last_read = 0.0
 
-    def admitted(self) -> None:
-        """The turn has waited long enough and may ask vLLM."""
-        assert self._own_since is not None
-        now = time.perf_counter()
-        self._waited_seconds = now - self._own_since
-        self._own_since = now
-        self._metrics.wait.observe(self._waited_seconds)
+    def admitted(self, *, has_waited: bool) -> None:
+        """The turn may ask vLLM, at once or after a while in the waiting room."""
+        if has_waited:
+            self._own_since = time.perf_counter()
+            self._waited_seconds = self._own_since - self._started
+            self._metrics.wait.observe(self._waited_seconds)
 
     def asks(self, key: SecretStr) -> None:
         """The request to vLLM is made: what comes now takes vLLM's time."""
@@ -55,7 +55,10 @@ class TurnRecord:
     def read(self, pieces: Sequence[Message]) -> None:
         """Something has come: of a stream the next pieces, or all there is."""
         self._progress.moved_at = now = time.perf_counter()
-        if not any(piece.content or piece.reasoning or piece.tool_calls for piece in pieces):
+        for piece in pieces:
+            if piece.content or piece.reasoning or piece.tool_calls:
+                break
+        else:
             return
         if self._first_token_seconds is None:
             self._first_token_seconds = now - self._started
@@ -84,26 +87,27 @@ class TurnRecord:
             metrics.dropped_pairs.inc(self.newly_dropped_pairs)
         cached = None
         if usage is not None:
-            cached = usage.prompt_tokens_details and usage.prompt_tokens_details.cached_tokens
+            cached = usage.prompt_tokens_details.cached_tokens if usage.prompt_tokens_details else None
             metrics.prompt_tokens.inc(usage.prompt_tokens)
             metrics.completion_tokens.inc(usage.completion_tokens or 0)
             metrics.cached_tokens.inc(cached or 0)
         if log.isEnabledFor(logging.INFO):
-            fields = {
-                "outcome": outcome,
-                "session": session[:8],
-                "request": request_id,
-                "prompt_tokens": usage and usage.prompt_tokens,
-                "completion_tokens": usage and usage.completion_tokens,
-                "cached_tokens": cached,
-                "history_pairs": self.history_pairs,
-                "dropped_pairs": self.dropped_pairs,
-                "seconds": round(seconds, 4),
-                "first_token_seconds": self._first_token_seconds and round(self._first_token_seconds, 4),
-                "waited_seconds": round(self._waited_seconds, 4),
-                "added_seconds": round(self._own_seconds, 4),
-            }
-            log.info("turn", extra=fields)
+            first_token = self._first_token_seconds
+            told = fields(
+                outcome=outcome,
+                session=session[:8],
+                request=request_id,
+                prompt_tokens=usage.prompt_tokens if usage else None,
+                completion_tokens=usage.completion_tokens if usage else None,
+                cached_tokens=cached,
+                history_pairs=self.history_pairs,
+                dropped_pairs=self.dropped_pairs,
+                seconds=round(seconds, 4),
+                first_token_seconds=first_token and round(first_token, 4),
+                waited_seconds=round(self._waited_seconds, 4),
+                added_seconds=round(self._own_seconds, 4),
+            )
+            log.info("turn", extra=told)
 
     def _stop_own(self) -> None:
         if self._own_since is not None:

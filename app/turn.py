@@ -281,8 +281,8 @@ class Turn:
 
     async def _fit_and_ask(self, ask: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
         """Wait for a place, fit, ask; and once more where vLLM finds more tokens than was known until now."""
-        async with self._admission:
-            self._record.admitted()
+        async with self._admission as has_waited:
+            self._record.admitted(has_waited=has_waited)
             prompt = await self._fit()
             try:
                 await self._ask(ask, prompt)

@@ -44,6 +44,9 @@ def test_who_finds_no_place_waits_for_one(start_gateway: StartGateway, vllm: Scr
         first.ok("/cancel")
         assert late.result().json()["reply"] == "Ответ 2."
         answer.result()
+        now = gateway.metrics()
+        assert now("wait_seconds_count") == 1
+        assert now("wait_seconds_sum") > now("added_seconds_sum"), "waiting is no work of the gateway's"
 
 
 @pytest.mark.parametrize("stream", [False, True])

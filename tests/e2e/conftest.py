@@ -1,7 +1,10 @@
 """The real vLLM, started once for all tests of this folder, and a gateway in front of it."""
 
+import os
+import signal
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +53,16 @@ class RealVLLM:
         """Its own count of requests in flight, running or waiting."""
         return in_flight(self._http)
 
+    @contextmanager
+    def engine_stopped(self) -> Iterator[None]:
+        """Its engine hangs, while its server goes on."""
+        [engine] = [pid for pid in descendants(self._server.process.pid) if "VLLM::EngineCore" in command_of(pid)]
+        os.kill(engine, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(engine, signal.SIGCONT)
+
     def kill(self) -> None:
         """Kill it, its engine included."""
         self._http.close()
@@ -59,6 +72,17 @@ class RealVLLM:
         """End it."""
         self._http.close()
         self._server.stop()
+
+
+def descendants(pid: int) -> list[int]:
+    """A process's children, their children, and so on."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+    return [found for child in children for found in (int(child), *descendants(int(child)))]
+
+
+def command_of(pid: int) -> str:
+    """A process's own words for itself."""
+    return Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace")
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,14 @@
-"""The real vLLM dies in the middle of its work, comes back, and nobody touches the gateway."""
+"""The real vLLM hangs or dies in the middle of its work, comes back, and nobody touches the gateway."""
 
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx2
 import pytest
 
-from tests.conftest import Gateway, SessionOf
+from tests.conftest import Gateway, SessionOf, StartGateway, problem
 from tests.e2e.conftest import RealVLLM
 from tests.servers import wait_until
 
@@ -27,6 +28,24 @@ def streamed_until_the_end(session: SessionOf, begun: threading.Semaphore) -> tu
         begun.release()
         *_, last = events
         return last.event, last.json()
+
+
+def test_an_engine_that_hangs_is_noticed_though_its_server_is_healthy(
+    real_vllm: RealVLLM, start_gateway: StartGateway
+) -> None:
+    with start_gateway(vllm_stall_seconds=2) as gateway:
+        session = gateway.open()
+        with session.stream("?", **LONG) as source:
+            events = iter(source)
+            next(events)
+            with real_vllm.engine_stopped():
+                wait_until(lambda: gateway.http.get("/ready").status_code == 503, 20)
+                assert httpx2.get(f"{real_vllm.url}/health").status_code == 200
+                assert "завис" in problem(gateway.http.get("/ready"), 503, "upstream_unavailable")["detail"]
+            wait_until(lambda: gateway.http.get("/ready").status_code == 200, 20)
+            assert next(events).event == "delta", "the stream goes on"
+            session.ok("/cancel")
+        wait_until(lambda: real_vllm.running() == 0)
 
 
 def test_a_killed_vllm_ends_its_streams_and_the_sessions_go_on_with_the_next(

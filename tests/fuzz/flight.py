@@ -12,15 +12,20 @@ class Flight:
 
     Attributes:
         message: what it says.
+        key: its Idempotency-Key.
+        replaces_last: whether its reply is to take the place of the session's last one.
         text: what of the reply has come.
     """
 
-    def __init__(self, url: str, session_id: str, message: str, *, stream: bool) -> None:
+    def __init__(self, url: str, session_id: str, message: str, *, stream: bool, key: str | None = None) -> None:
         self.message = message
+        self.key = key
+        self.replaces_last = False
         self.text = ""
         self._connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=10)
         body = {"session_id": session_id, "message": message, "stream": stream}
-        self._connection.request("POST", "/chat", json.dumps(body).encode(), {"Content-Type": "application/json"})
+        headers = {"Content-Type": "application/json", **({"Idempotency-Key": key} if key else {})}
+        self._connection.request("POST", "/chat", json.dumps(body).encode(), headers)
         self._response: http.client.HTTPResponse | None = None
         self._events = self._read_events()
 

@@ -24,6 +24,8 @@ from tests.scripted_vllm import KEY
 HISTORY = [{"role": role, "content": f"{role} {number}"} for number in range(3) for role in ("user", "assistant")]
 # More than the gateway of these tests takes.
 TOO_LONG = "x" * 100_000
+# More than the model takes.
+TOO_MANY_TOKENS = 9000
 # By FastAPI for every path; a description of each would say nothing.
 EVERYWHERE = {"method_not_allowed"}
 
@@ -51,8 +53,13 @@ class LiveSessions:
                 body.update(system_prompt=None, history=None)
         if path == "/chat":
             body["extra"] = body.get("extra") if number % 4 == 3 else {"top_p": 0.5}
-            if isinstance(body.get("max_tokens"), int):
-                body["max_tokens"] = min(body["max_tokens"], 9000)
+            if number % 16 == 5:
+                body["max_tokens"] = TOO_MANY_TOKENS
+            elif number % 16 == 9:
+                body.clear()
+                body.update(session_id="нет такой", message="а")
+            elif isinstance(body.get("max_tokens"), int):
+                body["max_tokens"] = min(body["max_tokens"], TOO_MANY_TOKENS)
         if number % 16 == 8:
             body["message" if path == "/chat" else "system_prompt"] = TOO_LONG
 

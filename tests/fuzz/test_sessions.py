@@ -4,6 +4,7 @@ A model in the test knows what each history must be; Hypothesis looks for an ord
 For a long run, which then also looks for the shortest order: FUZZ_TIMES=20 python -m pytest tests/fuzz -s --timeout=0
 """
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from hypothesis.stateful import (
 from starlette.requests import Request
 
 from app.config import DEFAULT_SYSTEM_PROMPT
-from tests.conftest import Gateway
+from tests.conftest import Gateway, problem
 from tests.fuzz.faults import JSON, LONG, PATIENCE_SECONDS, SILENT_JSON, SILENT_STREAM, STREAM, Fault
 from tests.fuzz.flight import Flight
 from tests.fuzz.watched import TIMES, Watched, watched_gateway
@@ -39,6 +40,9 @@ STEPS = 30
 texts = st.text(max_size=20)
 messages = st.text(min_size=1, max_size=20)
 reasons = st.sampled_from(["stop", "length", "tool_calls"])
+# So few that questions come again, and other ones with the same key.
+questions = st.sampled_from(["раз", "два"])
+idempotency_keys = st.sampled_from(["k-1", "k-2"])
 
 
 class Doors(ScriptedVLLM):
@@ -72,6 +76,7 @@ class Said:
     user: str
     assistant: str
     finish_reason: str | None
+    key: str | None = None
 
 
 @dataclass(eq=False)
@@ -84,12 +89,21 @@ class Known:
     pairs: list[Said]
     flight: Flight | None = None
 
-    def prompt(self, message: str) -> list[dict[str, str]]:
+    def asked_with(self, key: str) -> Said | None:
+        """The pair that a question with this key is answered from."""
+        return next((pair for pair in reversed(self.pairs) if pair.key == key), None)
+
+    def must_replace(self, said: Said | None) -> bool:
+        """Whether a repeat of this pair's question is asked anew: it was stopped, and is the last."""
+        return said is not None and said.finish_reason == "cancelled" and said is self.pairs[-1]
+
+    def prompt(self, message: str, *, without_last: bool = False) -> list[dict[str, str]]:
         """The messages with which vLLM must be asked."""
+        pairs = self.pairs[:-1] if without_last else self.pairs
         system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
         past = [
             {"role": role, "content": content}
-            for pair in self.pairs
+            for pair in pairs
             for role, content in (("user", pair.user), ("assistant", pair.assistant))
         ]
         return [*system, *past, {"role": "user", "content": message}]
@@ -195,11 +209,11 @@ class Sessions(RuleBasedStateMachine):
 
     # Whole turns.
 
-    def reached(self, known: Known, message: str, asked: int) -> None:
+    def reached(self, known: Known, message: str, asked: int, *, without_last: bool = False) -> None:
         """Check with what vLLM was asked."""
         assert len(self.vllm.seen) == asked + 1
         seen = self.vllm.seen[-1]
-        assert seen.body["messages"] == known.prompt(message)
+        assert seen.body["messages"] == known.prompt(message, without_last=without_last)
         assert seen.headers["authorization"] == f"Bearer {known.key}"
 
     def answered(self, known: Known, answer: Any, said: Said) -> None:
@@ -269,14 +283,16 @@ class Sessions(RuleBasedStateMachine):
         self.world.steps["fault"] += 1
         self.vllm.scripts.append(fault.script())
         if fault.status == 200:
-            *_, (last, problem) = self.events(known, message)
-            assert (last, problem["code"]) == ("error", fault.code)
+            *_, (last, said) = self.events(known, message)
+            assert (last, said["code"]) == ("error", fault.code)
         else:
             self.gateway.refused(fault.status, fault.code, "/chat", session_id=known.id, message=message, **body)
 
     # Turns in flight, and what ends them.
 
-    def take_off(self, known: Known, message: str, script: Script, *, stream: bool) -> Flight | None:
+    def take_off(
+        self, known: Known, message: str, script: Script, *, stream: bool, key: str | None = None
+    ) -> Flight | None:
         """Begin a turn that does not end on its own; None where there is one."""
         if known.flight is not None:
             self.ask(known, "/chat", message=message, stream=stream)
@@ -284,9 +300,10 @@ class Sessions(RuleBasedStateMachine):
         self.world.steps["flight"] += 1
         self.vllm.scripts.append(script)
         asked = len(self.vllm.seen)
-        known.flight = Flight(self.gateway.url, known.id, message, stream=stream)
+        known.flight = Flight(self.gateway.url, known.id, message, stream=stream, key=key)
+        known.flight.replaces_last = key is not None and known.must_replace(known.asked_with(key))
         wait_until(lambda: len(self.vllm.seen) > asked)
-        self.reached(known, message, asked)
+        self.reached(known, message, asked, without_last=known.flight.replaces_last)
         return known.flight
 
     @precondition(lambda self: self.world.patient)
@@ -331,8 +348,8 @@ class Sessions(RuleBasedStateMachine):
             assert (name, answer["finish_reason"], answer["reply"]) == ("done", "cancelled", flight.text)
             assert answer["expires_in"] == expires_in
         else:
-            problem = flight.answer()
-            assert (flight.response.status, problem["code"]) == (409, "cancelled")
+            said = flight.answer()
+            assert (flight.response.status, said["code"]) == (409, "cancelled")
         self.commit_cancelled(known)
 
     def commit_cancelled(self, known: Known) -> None:
@@ -340,9 +357,50 @@ class Sessions(RuleBasedStateMachine):
         flight, known.flight = known.flight, None
         assert flight is not None
         if flight.text:
-            known.pairs.append(Said(flight.message, flight.text, "cancelled"))
+            if flight.replaces_last:
+                known.pairs.pop()
+            known.pairs.append(Said(flight.message, flight.text, "cancelled", flight.key))
 
-    # Turns that are sent again (`Idempotency-Key`): their rules belong here.
+    # Questions that are asked again, by their Idempotency-Key.
+
+    @rule(known=live, key=idempotency_keys, message=questions, reply=messages, stream=st.booleans())
+    def chat_with_key(self, known: Known, key: str, message: str, reply: str, *, stream: bool) -> None:
+        if known.flight is not None:
+            self.ask(known, "/chat", message=message)
+            return
+        self.world.steps["/chat, key"] += 1
+        earlier, asked = known.asked_with(key), len(self.vllm.seen)
+        replaces = known.must_replace(earlier)
+        is_new = earlier is None or (replaces and earlier.user == message)
+        if is_new:
+            self.vllm.scripts.append(stream_of(reply) if stream else whole(reply))
+        body = {"session_id": known.id, "message": message, "stream": stream}
+        response = self.gateway.http.post("/chat", json=body, headers={"Idempotency-Key": key})
+        if is_new:
+            self.reached(known, message, asked, without_last=replaces)
+            if replaces:
+                known.pairs.pop()
+            known.pairs.append(Said(message, reply, "stop", key))
+        assert earlier is None or is_new or len(self.vllm.seen) == asked
+        if earlier is not None and earlier.user != message:
+            assert problem(response, 422, "invalid_request")["field"] == "Idempotency-Key"
+            return
+        said = known.asked_with(key)
+        assert said is not None
+        assert response.status_code == 200
+        assert response.headers.get("idempotent-replayed") == (None if is_new else "true")
+        answer = json.loads(response.text.rpartition("data: ")[2])
+        assert (answer["reply"], answer["finish_reason"]) == (said.assistant, said.finish_reason)
+
+    @precondition(lambda self: self.world.patient)
+    @rule(known=live, key=idempotency_keys, message=questions, pieces=st.lists(messages, max_size=2))
+    def begin_stream_with_key(self, known: Known, key: str, message: str, pieces: list[str]) -> None:
+        earlier = known.asked_with(key)
+        if earlier is not None and not (known.must_replace(earlier) and earlier.user == message):
+            return  # no turn begins
+        if flight := self.take_off(known, message, hanging(*pieces), stream=True, key=key):
+            assert flight.response.status == 200
+            flight.read_deltas(len(pieces))
 
     # What always holds.
 
