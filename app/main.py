@@ -77,26 +77,7 @@ def create_app(settings: Settings) -> ASGIApp:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
         async with AsyncExitStack() as stack:
-            stack.callback(tokenizer.close)
-            vllm = stack.enter_context(closing(VLLMClient(settings)))
-            sessions = MemoryStore(settings.session_ttl_seconds, settings.max_sessions)
-            prompts = Prompts(settings, tokenizer, vllm)
-            admission, progress, metrics = Admission(settings), Progress(), Metrics()
-            resources = Resources(vllm, prompts, admission, progress, metrics, settings.max_session_bytes)
-            chat = Chat(settings, sessions, resources)
-            stall = StallWatch(vllm, progress, settings.vllm_stall_seconds)
-            watch = VLLMWatch(vllm, tokenizer, prompts.agreement, stall)
-            for work in (sweep_sessions(sessions), watch.run(), stall.run()):
-                await stack.enter_async_context(running(work))
-            await stack.enter_async_context(draining_on_signal(admission, settings.drain_seconds))
-            yield {
-                "chat": chat,
-                "vllm": vllm,
-                "watch": watch,
-                "admission": admission,
-                "metrics": metrics,
-                "request_timeout_seconds": settings.request_timeout_seconds,
-            }
+            yield await _set_up(stack, settings, tokenizer)
 
     build = FastAPIOffline if settings.docs_enabled else partial(FastAPI, docs_url=None, openapi_url=None)
     api = build(
@@ -126,6 +107,29 @@ def create_app(settings: Settings) -> ASGIApp:
         api.include_router(measurements)
     api.openapi = partial(_openapi, api)  # type: ignore[method-assign] # as FastAPI's documentation does
     return DirectChat(api, settings.max_request_bytes)
+
+
+async def _set_up(stack: AsyncExitStack, settings: Settings, tokenizer: ChatTokenizer) -> State:
+    """Make what requests work with, and start what runs beside them; `stack` ends it all, the last first."""
+    stack.callback(tokenizer.close)
+    vllm = stack.enter_context(closing(VLLMClient(settings)))
+    sessions = MemoryStore(settings.session_ttl_seconds, settings.max_sessions)
+    prompts = Prompts(settings, tokenizer, vllm)
+    admission, progress, metrics = Admission(settings), Progress(), Metrics()
+    resources = Resources(vllm, prompts, admission, progress, metrics, settings.max_session_bytes)
+    stall = StallWatch(vllm, progress, settings.vllm_stall_seconds)
+    watch = VLLMWatch(vllm, tokenizer, prompts.agreement, stall)
+    for work in (sweep_sessions(sessions), watch.run(), stall.run()):
+        await stack.enter_async_context(running(work))
+    await stack.enter_async_context(draining_on_signal(admission, settings.drain_seconds))
+    return {
+        "chat": Chat(settings, sessions, resources),
+        "vllm": vllm,
+        "watch": watch,
+        "admission": admission,
+        "metrics": metrics,
+        "request_timeout_seconds": settings.request_timeout_seconds,
+    }
 
 
 def __getattr__(name: str) -> ASGIApp:

@@ -124,14 +124,18 @@ def test_every_value_of_the_example_is_a_possible_one(monkeypatch: pytest.Monkey
 # --- what the files promise ---
 
 
-@pytest.mark.parametrize("name", ["gateway", "vllm"])
+@pytest.mark.parametrize("name", ["gateway", "vllm", "prometheus", "grafana"])
 def test_a_service_has_no_more_rights_than_it_needs(name: str) -> None:
     definition = service(name)
     assert definition["read_only"] is True
     assert definition["cap_drop"] == ["ALL"]
     assert definition["security_opt"] == ["no-new-privileges:true"]
     assert definition["logging"]["options"].keys() == {"max-size", "max-file"}
-    [model] = definition["volumes"]
+
+
+@pytest.mark.parametrize("name", ["gateway", "vllm"])
+def test_a_service_has_the_model_and_cannot_change_it(name: str) -> None:
+    [model] = service(name)["volumes"]
     assert (model["source"], model["target"], model["read_only"]) == ("./model", "/app/model", True)
 
 

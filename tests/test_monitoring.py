@@ -137,12 +137,8 @@ def test_a_service_is_started_only_when_asked_for(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_a_service_has_no_more_rights_than_it_needs(name: str) -> None:
+def test_a_service_is_bounded_and_not_root(name: str) -> None:
     definition = service(name)
-    assert definition["read_only"] is True
-    assert definition["cap_drop"] == ["ALL"]
-    assert definition["security_opt"] == ["no-new-privileges:true"]
-    assert definition["logging"]["options"].keys() == {"max-size", "max-file"}
     assert definition["mem_limit"] == "1g"
     assert "user" not in definition, "their images do not run as root"
 
