@@ -112,7 +112,7 @@ class Settings(BaseSettings):
     max_request_bytes: Count = 1024 * 1024
     request_timeout_seconds: Seconds = 30.0
     max_key_failures_per_minute: CountOrNone = 30
-    forwarded_allow_ips: Annotated[str, AfterValidator(_check_proxies)] = "127.0.0.1"
+    forwarded_allow_ips: Annotated[str, AfterValidator(_check_proxies)] = "127.0.0.1,::1"
     max_sessions: Count = 10_000
     max_session_bytes: Count = 4 * 1024 * 1024
     vllm_connect_timeout_seconds: Seconds = 5.0

@@ -13,7 +13,7 @@ from app import sse
 from app.chat import Chat
 from app.idempotency import idempotency_key
 from app.schemas import ChatBody, chat_answer
-from app.turn import Question, Turn
+from app.turn import Question, Turn, TurnResult
 from app.vllm import Message
 
 KEEP_ALIVE_SECONDS = 15.0
@@ -63,6 +63,8 @@ class TurnResponse(Response):
             async with self._turn as turn:
                 with _cancelled_on_disconnect(receive, turn):
                     result = await turn.stream(stream)
+            if turn.is_repeated:  # the session need not wait for who reads it
+                await stream.repeat(result)
         finally:
             stream.keep_alive_no_more()
         await stream.close(sse.encode("done", chat_answer(result, turn.expires_in)))
@@ -80,14 +82,21 @@ class EventStream:
         self._silence: asyncio.TimerHandle | None = None
         self._comment: asyncio.Future[None] | None = None
 
-    async def open(self, *, is_repeated: bool = False) -> None:
+    async def open(self) -> None:
         """Send the status and the headers; from now on a long silence is broken with comments."""
+        await self._open()
+
+    async def repeat(self, result: TurnResult) -> None:
+        """Send all but the last event of an answer that is whole."""
+        await self._open(_REPEATED)
+        await self.write([Message(reasoning=result.reasoning), Message(content=result.reply)])
+
+    async def _open(self, *more: tuple[bytes, bytes]) -> None:
         headers = [
             (b"content-type", b"text/event-stream; charset=utf-8"),
             (b"x-accel-buffering", b"no"),  # a proxy in front must not gather events
+            *more,
         ]
-        if is_repeated:
-            headers.append(_REPEATED)
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         self._last_write = self._loop.time()
         self._silence = self._loop.call_later(self._keep_alive_seconds, self._break_silence)

@@ -14,6 +14,7 @@ from app.errors import (
     SEE_VLLM_LOG,
     GatewayError,
     InvalidRequest,
+    Overloaded,
     TurnCancelled,
     UpstreamGarbage,
     UpstreamRejected,
@@ -130,8 +131,8 @@ class TurnResult:
 class Sink(Protocol):
     """Where a stream goes."""
 
-    async def open(self, *, is_repeated: bool = False) -> None:
-        """vLLM has accepted the request, or its answer is here since an earlier time."""
+    async def open(self) -> None:
+        """vLLM has accepted the request."""
 
     async def write(self, messages: list[Message]) -> None:
         """The next pieces, all that came with one read."""
@@ -209,6 +210,8 @@ class Turn:
     def stream(self, sink: Sink) -> Awaitable[TurnResult]:
         """Ask for a stream and pass it on to `sink`. Stopped after its start, it returns what had come by then.
 
+        An answer that is repeated is returned only.
+
         Raises:
             TurnCancelled: stopped before vLLM accepted the request; nothing was committed.
         """
@@ -218,8 +221,9 @@ class Turn:
         outcome = "failed"
         try:
             if (earlier := self._earlier()) is not None:
+                self.is_repeated = True
                 outcome = "repeated"
-                return await self._repeat(earlier, sink)
+                return earlier
             prompt = await self._ask_in_scope(partial(self._stream, sink) if sink else self._complete)
             outcome = CANCELLED if self.cancelled else "completed"
             if prompt is None:
@@ -228,6 +232,9 @@ class Turn:
         except GatewayError as exc:
             outcome = exc.code
             self._metrics.failed(exc)
+            raise
+        except asyncio.CancelledError:
+            outcome = Overloaded.code  # so the client is told: the gateway ends
             raise
         finally:
             self._record.close(outcome, self._session.public_id, self._question.request_id, self._reply.usage)
@@ -252,13 +259,6 @@ class Turn:
             self._replaces_last = True
             return None
         return replace(msgspec.json.decode(pair.kept.answer, type=TurnResult), reply=pair.assistant)
-
-    async def _repeat(self, earlier: TurnResult, sink: Sink | None) -> TurnResult:
-        self.is_repeated = True
-        if sink is not None:
-            await sink.open(is_repeated=True)
-            await sink.write([Message(reasoning=earlier.reasoning), Message(content=earlier.reply)])
-        return earlier
 
     async def _ask_in_scope(self, ask: Callable[[dict[str, Any]], Awaitable[None]]) -> Prompt | None:
         """Fit and ask. None: cancelled with nothing to show for it."""

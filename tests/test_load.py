@@ -15,6 +15,7 @@ import pytest
 from bench.overhead import resident_bytes
 from bench.vanish import open_sockets
 from tests.conftest import Gateway, SessionOf, Upstream, gateway_process, wait_until_idle
+from tests.raw import post
 from tests.scripted_vllm import ScriptedVLLM, delta, hanging, streamed
 from tests.servers import wait_until
 
@@ -45,8 +46,7 @@ def begun(session: SessionOf) -> socket.socket:
     address = httpx2.URL(session.gateway.url)
     connection = socket.create_connection((address.host, address.port or 0), 10)
     body = json.dumps({"session_id": session.id, "message": "а", "stream": True}).encode()
-    head = "POST /chat HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-    connection.sendall(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+    connection.sendall(post("/chat", body=body))
     return connection
 
 

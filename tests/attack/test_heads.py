@@ -5,8 +5,8 @@ import socket
 import pytest
 
 from app.protocol import MAX_HEAD_BYTES, MAX_HEADERS
-from tests.attack.raw import check_refusal, connected, exchange, post, read_to_the_end
 from tests.conftest import Gateway, SessionOf
+from tests.raw import check_refusal, connected, exchange, post, read_to_the_end
 from tests.scripted_vllm import ScriptedVLLM, hanging
 from tests.servers import wait_until
 

@@ -14,8 +14,8 @@ import pytest
 
 from demo.stand import Server, free_port
 from tests.attack.inputs import BAD_BODIES, BAD_FIELDS, wire
-from tests.attack.raw import connected, post, read_to_the_end
 from tests.conftest import Gateway, SessionOf, Upstream, wait_until_idle
+from tests.raw import connected, post, read_to_the_end
 from tests.scripted_vllm import (
     DONE,
     Script,

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.attack.raw import check_refusal, connected, drip, exchange, post, read_to_the_end
 from tests.conftest import Gateway, SessionOf, StartGateway, problem
+from tests.raw import check_refusal, connected, drip, exchange, post, read_to_the_end
 from tests.scripted_vllm import ScriptedVLLM, delta, streamed
 from tests.servers import wait_until
 
