@@ -41,8 +41,7 @@ class Admission:
         Raises:
             Overloaded: too many wait already, none became free in time, or the gateway is being stopped.
         """
-        if self.is_closing:
-            raise stopping()
+        self.require_open()
         task = asyncio.current_task()
         assert task is not None
         assert task not in self._admitted, "one place at a time"
@@ -69,6 +68,11 @@ class Admission:
         task = asyncio.current_task()
         assert task is not None
         self._forget(task)
+
+    def require_open(self) -> None:
+        """Raise Overloaded once the gateway is being stopped."""
+        if self.is_closing:
+            raise stopping()
 
     def close(self) -> None:
         """Let nobody in any more; those who wait already go on."""

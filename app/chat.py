@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
+from app.admission import Admission
 from app.config import Settings
 from app.context import Pair
 from app.errors import GatewayError, InvalidRequest
@@ -43,6 +44,8 @@ class Chat:
         self._prompts = resources.prompts
         self._vllm = resources.vllm
         self._guesses = KeyGuesses(settings.max_key_failures_per_minute)
+        # As many places as turns have, but not theirs: whoever shows wrong keys must not crowd them out.
+        self._key_checks = Admission(settings)
 
     async def open(
         self, vllm_api_key: SecretStr, system_prompt: str | None, history: Sequence[Pair] | None, address: str
@@ -132,8 +135,9 @@ class Chat:
         await self._guesses.prove(address, partial(self._show_key, key))
 
     async def _show_key(self, key: SecretStr) -> None:
-        """See `VLLMClient.prove_key`; it asks vLLM as a turn does."""
-        async with self._resources.admission:
+        """See `VLLMClient.prove_key`."""
+        self._resources.admission.require_open()
+        async with self._key_checks:
             try:
                 await self._vllm.prove_key(key)
             except GatewayError as exc:

@@ -61,8 +61,8 @@ def _check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
 def _check_proxies(addresses: str) -> str:
     """Uvicorn reads the variable itself, and takes what is no address for a name that no client has."""
     try:
-        for address in addresses.split(","):
-            if address.strip() not in {"", "*"}:
+        for address in addresses.split(",") if addresses != "*" else ():
+            if address.strip():
                 ip_network(address.strip())
     except ValueError:
         raise PydanticCustomError(

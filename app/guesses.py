@@ -1,12 +1,15 @@
 """Guessing keys: how many wrong ones a client may show."""
 
 import ipaddress
+import logging
 import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 
 from app.errors import InvalidKey, TooManyRequests
+
+log = logging.getLogger(__name__)
 
 _WINDOW_SECONDS = 60.0
 # An attacker with more addresses than that is not stopped by a limit for each of them.
@@ -74,6 +77,8 @@ class KeyGuesses:
         while failures and failures[0] + _WINDOW_SECONDS <= now:
             failures.popleft()
         failures.append(now)
+        if len(failures) == self._max_failures:
+            log.warning("С адреса %s за минуту неверных ключей: %d, это предел.", client, len(failures))
         self._failures.move_to_end(client)
         while True:
             oldest = next(iter(self._failures))

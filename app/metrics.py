@@ -61,7 +61,9 @@ class Metrics:
         )
         self.turn = self._histogram("turn", "From a question to the end of its whole answer.", _TURN_SECONDS)
         self.added = self._histogram(
-            "added", "The gateway's own part of a turn: before vLLM is asked and after it has answered.", _ADDED_SECONDS
+            "added",
+            "The gateway's part of a turn: before vLLM is asked to answer (in what it asks about tokens) and after.",
+            _ADDED_SECONDS,
         )
         self.wait = self._histogram(
             "wait", "In the waiting room, of turns that had to wait and were let in.", _WAIT_SECONDS

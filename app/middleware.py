@@ -138,7 +138,10 @@ class ErrorBoundary:
             event = sse.encode("error", error.problem())
             await send({"type": "http.response.body", "body": event, "more_body": False})
         else:
-            await problem_response(error)(scope, receive, send)
+            response = problem_response(error)
+            if isinstance(error, RequestTooLarge) and header(scope, b"expect"):
+                response.headers["Connection"] = "close"  # the body that was announced will not come
+            await response(scope, receive, send)
 
 
 async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes | None:

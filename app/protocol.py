@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import math
 import secrets
 import socket
 from typing import Any, NoReturn
@@ -24,6 +25,9 @@ MAX_HEADERS = 100
 # One read brings thousands of small requests, each of which becomes objects of a kilobyte and more.
 _MAX_PIPELINED = 64
 _LONGEST_USER_TIMEOUT = 2**31 - 1
+_LONGEST_KEEP_ALIVE = 2**15 - 1
+# With what HTTP/1.1 asks to go on in another protocol; Java's client asks for h2c in every first request.
+_WISH = frozenset({b"connection", b"upgrade", b"http2-settings"})
 # Where the application does not say.
 _TIMEOUT_SECONDS = 30.0
 
@@ -39,7 +43,7 @@ class BoundedProtocol(HttpToolsProtocol):
     and MAX_HEADERS: 431. It arrives, with its body, within the time that the lifespan's state names
     (`request_timeout_seconds`): 408. A connection that stays silent so long is closed; one that was used is closed by
     uvicorn sooner (`--timeout-keep-alive`). So is one whose client takes nothing of its answer for that time, or has
-    gone without a word. What is refused here is answered as everything is, with a problem object.
+    gone without a word. What is refused here is answered with a problem object too, but without headers of CORS.
 
     A body that is late is refused by the application, as it refuses all else that is wrong with a body: it is woken
     with an empty piece, and finds `scope["state"]["too_late"]`.
@@ -61,18 +65,27 @@ class BoundedProtocol(HttpToolsProtocol):
         self._refusal: GatewayError | None = None
         self._running: RequestResponseCycle | None = None
         self._in_head = False  # a head has begun and is not complete
+        self._plain_head: bytes | None = None  # of a request for another protocol, without that wish
         self._arrived = False  # the last read ended with a complete message
         # Bytes of headers and trailers; not of a body, for which `read_body` cares.
         self._counting = True
         self._head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's
-        """Wait for the first request. Have the kernel give up a client that takes nothing of what is sent to it."""
+        """Wait for the first request. Have the kernel give up a client that takes nothing of what is sent to it.
+
+        It also asks now and then whether the client is still there, which else would go unnoticed until something is
+        sent: JSON answers take minutes.
+        """
         super().connection_made(transport)
         connection = transport.get_extra_info("socket")
         if connection is not None and connection.family != socket.AF_UNIX:
             milliseconds = min(int(self._timeout_seconds * 1000) or 1, _LONGEST_USER_TIMEOUT)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+            seconds = min(math.ceil(self._timeout_seconds), _LONGEST_KEEP_ALIVE)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, seconds)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, seconds // 3))
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._timer = self.loop.call_later(self._timeout_seconds, self._too_late)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -90,9 +103,8 @@ class BoundedProtocol(HttpToolsProtocol):
             self._head_bytes += len(data)
         self._arrived = False
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            pass  # to something that is not spoken here: the request is answered as any, and goes on in HTTP
+            while data:
+                data = self._feed(data)
         except httptools.HttpParserError:
             self._refuse(self._refusal or MalformedRequest())
             return
@@ -100,6 +112,22 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse(_too_large())
         elif not self._arrived and self._timer is None:
             self._timer = self.loop.call_later(self._timeout_seconds, self._too_late)
+
+    def _feed(self, data: bytes) -> bytes:
+        """Parse; returns what is to be parsed then.
+
+        The parser takes all that follows a wish for another protocol for that protocol's, the body included. None is
+        spoken here, so such a request is parsed once more without its wish, by a parser that has not heard of it.
+        """
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as exc:
+            assert self._plain_head is not None
+            plain, self._plain_head = self._plain_head, None
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+            return plain + data[exc.args[0] :]
+        return b""
 
     def on_message_begin(self) -> None:
         """The time of a request begins with its first byte, not with the connection."""
@@ -112,8 +140,12 @@ class BoundedProtocol(HttpToolsProtocol):
         """Look at the size once it is known; a large read may have been a small head and its body."""
         if len(self.headers) > MAX_HEADERS or (self._head_bytes > MAX_HEAD_BYTES < self._size_of_head()):
             self._end_parsing(_too_large())
-        self._counting = self._in_head = False
+        if self.parser.should_upgrade():
+            self._plain_head = self._without_wish()
+            return
+        self._counting = False
         super().on_headers_complete()
+        self._in_head = False
         if len(self.pipeline) > _MAX_PIPELINED:
             self._end_parsing(MalformedRequest())
 
@@ -129,6 +161,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """All is here; the next head may begin in the same read."""
+        if self._plain_head is not None:
+            return
         self._stop_timer()
         self._counting = self._arrived = True
         self._head_bytes = 0
@@ -138,8 +172,17 @@ class BoundedProtocol(HttpToolsProtocol):
         self._running = cycle
         super()._start_asgi_task(cycle, app)
 
-    def _should_upgrade(self) -> bool:
-        return False
+    def _without_wish(self) -> bytes:
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            self._end_parsing(MalformedRequest())
+        connection = b",".join(value.lower() for name, value in self.headers if name == b"connection")
+        kept = [header for header in self.headers if header[0] not in _WISH]
+        if b"close" in connection:
+            kept.append((b"connection", b"close"))
+        lines = [b"%b: %b\r\n" % header for header in kept]
+        version = self.parser.get_http_version().encode()
+        return b"".join([b"%b %b HTTP/%b\r\n" % (method, self.url, version), *lines, b"\r\n"])
 
     def _size_of_head(self) -> int:
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
@@ -157,7 +200,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self._timer = None
         if self.transport.is_closing():
             return
-        if self.cycle is not None and not self.cycle.response_complete:
+        if self.pipeline:  # the rest is not read before its turn comes
+            self._timer = self.loop.call_later(self._timeout_seconds, self._too_late)
+        elif self.cycle is not None and not self.cycle.response_complete:
             if self._in_head:  # of the next request: it is not waited for once this one is answered
                 self.cycle.keep_alive = False
             elif self.cycle.more_body:

@@ -29,6 +29,7 @@ class TurnRecord:
         self._metrics = metrics
         self._progress = progress
         self._started = time.perf_counter()
+        self._is_admitted = False
         self._waited_seconds = 0.0
         self._own_seconds = 0.0
         self._own_since: float | None = self._started
@@ -37,6 +38,7 @@ class TurnRecord:
 
     def admitted(self, *, has_waited: bool) -> None:
         """The turn may ask vLLM, at once or after a while in the waiting room."""
+        self._is_admitted = True
         if has_waited:
             self._own_since = time.perf_counter()
             self._waited_seconds = self._own_since - self._started
@@ -71,13 +73,15 @@ class TurnRecord:
         """The turn is over.
 
         Args:
-            outcome: completed, cancelled, repeated, or an error's code.
+            outcome: completed, cancelled, repeated, an error's code, or failed: by a defect.
             session: its public id.
             request_id: of the request that asked for it.
             usage: vLLM's own counts, where it sent them.
         """
         self._stop_own()
         seconds = time.perf_counter() - self._started
+        if not self._is_admitted:
+            self._waited_seconds, self._own_seconds = seconds, 0.0
         metrics = self._metrics
         metrics.turns.labels(outcome).inc()
         if outcome == "completed":

@@ -19,8 +19,8 @@ async def draining_on_signal(admission: Admission, drain_seconds: float) -> Asyn
     """Stand between a signal to end and the server while inside.
 
     From the first SIGTERM or SIGINT on nobody new is let in, but the server goes on serving: those who ask get a clear
-    answer, /ready among them. It is told to end once all turns are over, or `drain_seconds` later, when what is left
-    of them is cancelled, or with a second signal.
+    answer, /ready among them. It is told to end once all turns are over. What is left of them `drain_seconds` later, or
+    at a second signal, is cancelled.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # signals are for others
@@ -31,15 +31,20 @@ async def draining_on_signal(admission: Admission, drain_seconds: float) -> Asyn
 
     def tell_the_server(number: signal.Signals) -> None:
         handler = of_the_server[number]
-        assert callable(handler)
-        handler(number, None)
+        if callable(handler):
+            handler(number, None)
+        else:
+            signal.signal(number, handler)
+            signal.raise_signal(number)
 
     for number in _SIGNALS:
         loop.add_signal_handler(number, drain.on_signal, tell_the_server, number)
-    yield
-    for number, handler in of_the_server.items():
-        loop.remove_signal_handler(number)
-        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, handler in of_the_server.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, handler)
 
 
 class _Drain:
@@ -47,17 +52,21 @@ class _Drain:
         self._admission = admission
         self._drain_seconds = drain_seconds
         self._task: asyncio.Task[None] | None = None
+        self._is_cut_short = False
 
     def on_signal(self, tell_the_server: Callable[[signal.Signals], None], number: signal.Signals) -> None:
         """The first begins the drain, the second ends it, further ones are the server's."""
         if self._task is None:
+            self._admission.close()
             self._task = asyncio.get_running_loop().create_task(self._drain())
             self._task.add_done_callback(lambda _: tell_the_server(number))
-        elif not self._task.cancel():
+        elif self._task.done() or self._is_cut_short:
             tell_the_server(number)
+        else:
+            self._is_cut_short = True
+            log.warning("Ждать не велено, оборвано ответов: %d.", self._admission.cancel_all())
 
     async def _drain(self) -> None:
-        self._admission.close()
         if self._admission.in_flight or self._admission.waiting:
             log.info("Шлюз останавливают: начатым ответам даётся %g с.", self._drain_seconds)
         try:

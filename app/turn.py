@@ -225,10 +225,9 @@ class Turn:
                 outcome = "repeated"
                 return earlier
             prompt = await self._ask_in_scope(partial(self._stream, sink) if sink else self._complete)
-            outcome = CANCELLED if self.cancelled else "completed"
             if prompt is None:
                 raise TurnCancelled
-            return self._finish(prompt)
+            result = self._finish(prompt)
         except GatewayError as exc:
             outcome = exc.code
             self._metrics.failed(exc)
@@ -236,6 +235,9 @@ class Turn:
         except asyncio.CancelledError:
             outcome = Overloaded.code  # so the client is told: the gateway ends
             raise
+        else:
+            outcome = CANCELLED if self.cancelled else "completed"
+            return result
         finally:
             self._record.close(outcome, self._session.public_id, self._question.request_id, self._reply.usage)
 

@@ -42,6 +42,7 @@ _QUESTION_SECONDS = 30.0
 _TOKENIZE_SECONDS = 5.0
 _KEY = re.compile(r"[!-~]{1,4096}")  # more, and the server may refuse the header
 _DONE = b"[DONE]"
+_TOKENS_DONE = re.compile(rb"^vllm:(?:prompt|generation)_tokens_total(?:\{[^\n]*\})? ([0-9.e+]+)$", re.MULTILINE)
 _END_SECONDS = 0.05
 _WORDS_SECONDS = 1.0
 _MAX_WORDS_BYTES = 256 * 1024
@@ -273,6 +274,14 @@ class VLLMClient:
         except (GatewayError, LookupError, TypeError, *_GARBAGE):
             learnt = RequestSchema()
         self.schema = learnt
+
+    async def tokens_done(self) -> float | None:
+        """Tokens that it has read and written since its start, by its own metrics; None where it does not tell."""
+        try:
+            found = _TOKENS_DONE.findall(await self._get("/metrics"))
+        except GatewayError:
+            return None
+        return sum(map(float, found)) if found else None
 
     async def version(self) -> str:
         """Its own version; empty where it does not tell."""

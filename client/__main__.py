@@ -173,7 +173,7 @@ def _code_of(exc: GatewayError) -> int:
         case GatewayProblem(code="invalid_key"):
             return WRONG_KEY
         case GatewayProblem(status=status):
-            return FAILED if status == 429 or status >= 500 else REFUSED
+            return FAILED if status in {408, 429} or status >= 500 else REFUSED
     return UNREACHABLE
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
@@ -114,6 +114,8 @@ class ScriptedVLLM:
         models_delay: seconds that it takes.
         counter: finds the prompt tokens of a body with `messages` or a `prompt`; with it, they are in `usage`, prompts
             that are too long are refused, and /tokenize answers.
+        tokens_done: what /metrics counts; None: there is no /metrics.
+        tokens_per_look: how many more at every look.
         tokenizes: whether it does; a server in between may let through /v1 only.
         tokenized: bodies that /tokenize was asked about.
         tokenize_delay: seconds that it takes to answer.
@@ -133,6 +135,8 @@ class ScriptedVLLM:
         self.models_script: Script | None = None
         self.models_delay = 0.0
         self.counter: Callable[[dict[str, Any]], int] | None = None
+        self.tokens_done: int | None = None
+        self.tokens_per_look = 0
         self.tokenizes = True
         self.tokenize_texts_status = 200
         self.tokenized: list[dict[str, Any]] = []
@@ -142,6 +146,7 @@ class ScriptedVLLM:
                 Route("/health", self._health),
                 Route("/openapi.json", self._openapi),
                 Route("/version", self._version),
+                Route("/metrics", self._metrics),
                 Route("/v1/models", self._models),
                 Route("/tokenize", self._tokenize, methods=["POST"]),
                 Route("/v1/chat/completions", _Chat(self)),
@@ -180,6 +185,13 @@ class ScriptedVLLM:
 
     async def _version(self, _: Request) -> Response:
         return JSONResponse({"version": "0.32.0"})
+
+    async def _metrics(self, _: Request) -> Response:
+        if self.tokens_done is None:
+            return JSONResponse({"detail": "Not Found"}, 404)
+        self.tokens_done += self.tokens_per_look
+        labels = '{engine="0",model_name="/app/model"}'
+        return PlainTextResponse(f"vllm:generation_tokens_total{labels} {self.tokens_done:.1f}\n")
 
     async def _tokenize(self, request: Request) -> Response:
         if self.counter is None or not self.tokenizes:

@@ -79,6 +79,7 @@ def test_settings_come_from_the_environment_and_stay(monkeypatch: pytest.MonkeyP
         ("MAX_WAITING_REQUESTS", "-1", "не меньше 0"),
         ("DRAIN_SECONDS", "-1", "не меньше 0"),
         ("FORWARDED_ALLOW_IPS", "proxy.example", "172.16.0.0/12"),
+        ("FORWARDED_ALLOW_IPS", "127.0.0.1,*", "172.16.0.0/12"),
         ("WEB_CONCURRENCY", "4", "один"),
         ("MAX_SESSION_BYTES", "1000", "MAX_REQUEST_BYTES=1048576"),
     ],

@@ -139,6 +139,11 @@ def test_a_service_has_the_model_and_cannot_change_it(name: str) -> None:
     assert (model["source"], model["target"], model["read_only"]) == ("./model", "/app/model", True)
 
 
+def test_docker_waits_longer_than_the_gateway() -> None:
+    grace = int(service("gateway")["stop_grace_period"].removesuffix("s"))
+    assert grace >= Settings().drain_seconds + 10
+
+
 def test_only_the_gateway_can_be_reached() -> None:
     assert service("gateway")["ports"] == ["${GATEWAY_PORT:-8080}:8080"]
     assert "ports" not in service("vllm")

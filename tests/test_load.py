@@ -36,9 +36,12 @@ def process(upstream: Upstream, model_folder: Path) -> Iterator[tuple[Gateway, i
 def many_files() -> Iterator[None]:
     """The clients and the scripted vLLM live in this process."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert before[1] > 3 * VANISHING, "the system lets a process open too few files"
     resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def begun(session: SessionOf) -> socket.socket:
@@ -84,7 +87,7 @@ def test_clients_that_vanish_leave_no_connection_to_vllm(process: tuple[Gateway,
         if number % 2:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         connection.close()
-    wait_until_idle(vllm)
-    wait_until(lambda: open_sockets(pid) < 20)
+    wait_until_idle(vllm, 60)
+    wait_until(lambda: open_sockets(pid) < 20, 60)
     assert all(session.contents()[1:] in ([], ["нача"]) for session in sessions[:20])
     assert sessions[0].ok("/chat", message="ещё")["finish_reason"] == "stop"

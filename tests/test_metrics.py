@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Gateway, SessionOf, StartGateway, problem
-from tests.scripted_vllm import KEY, ScriptedVLLM, delta, event, hanging, refusal, stream_of, streamed, whole
+from tests.scripted_vllm import KEY, ScriptedVLLM, delta, hanging, refusal, stream_of, streamed, whole
 from tests.servers import unused_url, wait_until
 
 USAGE = {
@@ -18,18 +18,18 @@ USAGE = {
 
 
 def test_a_stream_is_measured(session: SessionOf, vllm: ScriptedVLLM) -> None:
-    vllm.scripts.append(stream_of("раз", "два", "три", gap=0.06, usage=USAGE))
+    vllm.scripts.append(stream_of("раз", "два", "три", gap=0.5, usage=USAGE))
     session.events("а")
     now = session.gateway.metrics()
     assert now("turns_total", "completed") == 1
     assert (now("prompt_tokens_total"), now("completion_tokens_total"), now("cached_tokens_total")) == (20, 4, 16)
     assert now("time_to_first_token_seconds_count") == 1
-    assert 0.06 <= now("time_to_first_token_seconds_sum") < now("turn_seconds_sum")
+    assert 0.5 <= now("time_to_first_token_seconds_sum") < now("turn_seconds_sum")
     assert now("inter_token_seconds_count") == 2
     assert now("inter_token_seconds_bucket", "0.05") == 0, "the gaps are longer than that"
     assert now("turn_seconds_count") == now("added_seconds_count") == 1
     assert now("wait_seconds_count") == 0, "there was a place"
-    assert 0 < now("added_seconds_sum") < now("turn_seconds_sum") - 0.15, "vLLM's time is not the gateway's"
+    assert 0 < now("added_seconds_sum") < now("turn_seconds_sum") - 1, "vLLM's time is not the gateway's"
 
 
 def test_a_json_answer_has_no_first_token(session: SessionOf, vllm: ScriptedVLLM) -> None:
@@ -63,22 +63,10 @@ def test_every_end_of_a_turn_has_its_name(gateway: Gateway, vllm: ScriptedVLLM) 
     assert now("turns_in_flight") == 0
 
 
-def test_failures_of_vllm_are_counted_by_kind(gateway: Gateway, vllm: ScriptedVLLM) -> None:
-    session = gateway.open()
-    vllm.scripts += [
-        refusal(500, "no"),
-        refusal(429, "no"),
-        streamed([delta(content="а"), 0.05, None]),
-        streamed([event({"error": {"message": "engine died"}})]),
-        streamed([b"data: {oops\n\n"]),
-        refusal(400, "no"),
-    ]
-    for _ in range(6):
-        session.gateway.post("/chat", session_id=session.id, message="а", stream=True)
+def test_a_refused_key_is_counted(gateway: Gateway) -> None:
     gateway.refused(401, "invalid_key", "/init_session", vllm_api_key="wrong")
-    now = gateway.metrics()
-    kinds = ("http_error", "rate_limited", "broken", "error_event", "garbage", "rejected", "unauthorized")
-    assert {kind: now("upstream_errors_total", kind) for kind in kinds} == dict.fromkeys(kinds, 1)
+    gateway.refused(401, "invalid_key", "/init_session", vllm_api_key="ключ")
+    assert gateway.metrics()("upstream_errors_total", "unauthorized") == 1, "the other one was not shown to vLLM"
 
 
 def test_dropped_pairs_are_counted_once(start_gateway: StartGateway) -> None:

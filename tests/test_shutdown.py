@@ -18,7 +18,7 @@ import pytest
 from demo.stand import Server, free_port
 from tests.conftest import Gateway, Upstream, gateway_process, problem
 from tests.readme import ROOT
-from tests.scripted_vllm import KEY, ScriptedVLLM, delta, streamed, whole
+from tests.scripted_vllm import KEY, ScriptedVLLM, delta, hanging, streamed, whole
 from tests.servers import wait_until
 
 
@@ -151,23 +151,24 @@ def test_a_turn_that_ends_in_time_is_answered(server: Server, gateway: Gateway, 
     check_it_ended_well(server, vllm)
 
 
-def test_while_turns_end_the_others_are_told(server: Server, gateway: Gateway, vllm: ScriptedVLLM) -> None:
-    vllm.scripts.append(streamed([delta(content="Пока"), 1.5, delta("stop", content="")]))
-    session, other = gateway.open(), gateway.open()
-    with session.stream("?") as source, httpx2.Client(base_url=server.url, timeout=5) as newcomer:
-        events = iter(source)
-        next(events)
-        server.process.terminate()
-        wait_until(lambda: newcomer.get("/ready").status_code == 503)
-        late = Gateway(server.url, newcomer)
-        assert "останавливают" in problem(newcomer.get("/ready"), 503, "overloaded")["detail"]
-        late.refused(503, "overloaded", "/chat", session_id=other.id, message="?")
-        late.refused(503, "overloaded", "/init_session", vllm_api_key=KEY)
-        assert newcomer.get("/health").status_code == 200, "it lives"
-        assert late.ok("/history", session_id=other.id)["messages"] == []
-        [last] = events
-    assert last.event == "done"
-    check_it_ended_well(server, vllm)
+def test_while_turns_end_the_others_are_told(upstream: Upstream, model_folder: Path) -> None:
+    upstream.script.scripts.append(hanging("Пока"))
+    with gateway_process(upstream.url, model_folder, DRAIN_SECONDS="600") as (gateway, pid):
+        session, other = gateway.open(), gateway.open()
+        with session.stream("?") as source:
+            events = iter(source)
+            next(events)
+            os.kill(pid, signal.SIGTERM)
+            wait_until(lambda: gateway.http.get("/ready").status_code == 503)
+            assert "останавливают" in problem(gateway.http.get("/ready"), 503, "overloaded")["detail"]
+            other.refused(503, "overloaded", "/chat", message="?")
+            gateway.refused(503, "overloaded", "/init_session", vllm_api_key=KEY)
+            assert gateway.http.get("/health").status_code == 200, "it lives"
+            assert other.contents() == []
+            assert session.ok("/cancel")["status"] == "cancelled"
+            [last] = events
+        assert last.event == "done"
+        wait_until(lambda: has_ended(pid))
 
 
 def test_a_second_signal_waits_no_longer(upstream: Upstream, model_folder: Path) -> None:
@@ -179,14 +180,13 @@ def test_a_second_signal_waits_no_longer(upstream: Upstream, model_folder: Path)
             os.kill(pid, signal.SIGINT)
             wait_until(lambda: gateway.http.get("/ready").status_code == 503)
             os.kill(pid, signal.SIGINT)
-            wait_until(lambda: not listens(gateway))
-            os.kill(pid, signal.SIGINT)  # to uvicorn, which waits for the stream
-        wait_until(lambda: upstream.script.running == 0)
+            [last] = events
+        error: Any = last.json()
+        assert (last.event, error["code"]) == ("error", "overloaded")
+        wait_until(lambda: has_ended(pid))
+    wait_until(lambda: upstream.script.running == 0)
 
 
-def listens(gateway: Gateway) -> bool:
-    try:
-        httpx2.get(f"{gateway.url}/health", timeout=5)
-    except httpx2.ConnectError:
-        return False
-    return True
+def has_ended(pid: int) -> bool:
+    """Whether nothing is left of a child but what its parent has not asked for yet."""
+    return "State:\tZ" in Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")

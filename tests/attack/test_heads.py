@@ -1,13 +1,15 @@
 """Heads that are too much, and bytes that are no HTTP."""
 
+import json
 import socket
+import time
 
 import pytest
 
 from app.protocol import MAX_HEAD_BYTES, MAX_HEADERS
 from tests.conftest import Gateway, SessionOf
 from tests.raw import check_refusal, connected, exchange, post, read_to_the_end
-from tests.scripted_vllm import ScriptedVLLM, hanging
+from tests.scripted_vllm import Script, ScriptedVLLM, hanging
 from tests.servers import wait_until
 
 GET = b"GET /nowhere HTTP/1.1\r\nHost: gateway\r\n"
@@ -88,9 +90,50 @@ def test_a_wish_for_another_protocol_is_not_heard(gateway: Gateway, caplog: pyte
         for protocol in (b"websocket", b"h2c", b"websocket"):
             connection.sendall(b"GET /chat HTTP/1.1\r\nHost: gateway\r\n" + wish % protocol + b"\r\n")
             assert connection.recv(65536).startswith(b"HTTP/1.1 405 ")
-        connection.sendall(post("/history", "Connection: Upgrade", "Upgrade: h2c", body=b"{}"))
-        assert connection.recv(65536).startswith(b"HTTP/1.1 422 ")
     assert "Unsupported upgrade request" not in caplog.text
+
+
+H2C = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAEAAEAAAAIAAAAB")
+
+
+def test_a_body_that_comes_with_a_wish_for_another_protocol_is_read(session: SessionOf) -> None:
+    """Java's client wishes for HTTP/2 in its first request, whatever it asks."""
+    body = json.dumps({"session_id": session.id}).encode()
+    with connected(session.gateway.url) as connection:
+        for pieces in ([post("/history", *H2C, body=body)], [post("/history", *H2C, length=len(body)), body]):
+            for piece in pieces:
+                connection.sendall(piece)
+                time.sleep(0.1)
+            assert b'"messages":[]' in connection.recv(65536)
+        both = post("/history", *H2C, body=body) + post("/history", *H2C, "Connection: close", body=body)
+        connection.sendall(both)
+        assert read_to_the_end(connection).count(b'"messages":[]') == 2
+
+
+def test_a_body_that_comes_with_a_wish_is_no_request(gateway: Gateway) -> None:
+    smuggled = b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
+    with connected(gateway.url) as connection:
+        connection.sendall(post("/history", *H2C, "Connection: close", length=len(smuggled)))
+        time.sleep(0.1)
+        connection.sendall(smuggled)
+        assert read_to_the_end(connection).count(b"HTTP/1.1 ") == 1
+
+
+def test_a_bad_head_behind_an_answer_that_has_not_begun(session: SessionOf, vllm: ScriptedVLLM) -> None:
+    """Its refusal would be taken for that answer."""
+    vllm.scripts.append(Script([b""], delay=60.0))
+    body = json.dumps({"session_id": session.id, "message": "?"}).encode()
+    with connected(session.gateway.url) as connection:
+        connection.sendall(post("/chat", body=body))
+        wait_until(lambda: vllm.running == 1)
+        connection.sendall(b"CONNECT gateway:443 HTTP/1.1\r\nHost: gateway\r\n\r\n")
+        assert read_to_the_end(connection) == b""
+    wait_until(lambda: vllm.running == 0)
+
+
+def test_a_body_that_is_announced_and_too_large_is_not_waited_for(gateway: Gateway) -> None:
+    request = post("/chat", "Expect: 100-continue", length=10**9)
+    check_refusal(exchange(gateway.url, request), 413, "request_too_large")
 
 
 def test_requests_in_one_go_are_answered_in_turn(gateway: Gateway) -> None:

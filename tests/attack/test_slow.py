@@ -1,14 +1,16 @@
 """Requests that never arrive: nothing is held for longer than the time that they have."""
 
 import json
+import math
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import Gateway, SessionOf, StartGateway, problem
 from tests.raw import check_refusal, connected, drip, exchange, post, read_to_the_end
-from tests.scripted_vllm import ScriptedVLLM, delta, streamed
+from tests.scripted_vllm import Script, ScriptedVLLM, delta, streamed, whole
 from tests.servers import wait_until
 
 ORIGIN = "Origin: https://a.example"  # past the short way of /chat
@@ -105,7 +107,9 @@ def test_a_long_answer_is_not_cut_by_what_follows_its_request(
         received = connection.recv(65536)
         connection.sendall(stray)
         while b"event: done" not in received or not received.endswith(b"0\r\n\r\n"):
-            received += connection.recv(65536)
+            piece = connection.recv(65536)
+            assert piece, "it was cut"
+            received += piece
         assert received.startswith(b"HTTP/1.1 200 ")
         if more_answers:
             connection.sendall(post("/history", "Connection: close", body=b"{}"))
@@ -144,6 +148,41 @@ def test_an_answer_that_is_not_taken(gateway: Gateway, vllm: ScriptedVLLM) -> No
         wait_until(lambda: vllm.running == 1)
         wait_until(lambda: vllm.running == 0)
     assert session.ok("/cancel")["status"] == "idle"
+
+
+def test_a_client_that_is_gone_without_a_word_is_asked_whether_it_is_there(
+    gateway: Gateway, vllm: ScriptedVLLM, seconds: float
+) -> None:
+    """Nothing is sent to it for minutes, while its JSON answer is waited for."""
+    session = gateway.open()
+    vllm.scripts.append(Script([b""], delay=60.0))
+    body = json.dumps({"session_id": session.id, "message": "?"}).encode()
+    with connected(gateway.url) as connection:
+        connection.sendall(post("/chat", body=body))
+        wait_until(lambda: vllm.running == 1)
+        ours = f":{connection.getsockname()[1]:04X}"
+        rows = [line.split() for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()]
+        [timer] = [row[5] for row in rows if row[2].endswith(ours)]
+        kind, jiffies = timer.split(":")
+    assert kind == "02", "keep-alive"
+    assert int(jiffies, 16) / 100 <= math.ceil(seconds)
+
+
+def test_a_body_that_waits_behind_a_long_answer_is_not_late(
+    gateway: Gateway, vllm: ScriptedVLLM, seconds: float
+) -> None:
+    session = gateway.open()
+    answer = whole("да")
+    answer.delay = 4 * seconds
+    vllm.scripts.append(answer)
+    chat = json.dumps({"session_id": session.id, "message": "?"}).encode()
+    history = json.dumps({"session_id": session.id}).encode()
+    with connected(gateway.url) as connection:
+        connection.sendall(post("/chat", body=chat) + post("/history", "Connection: close", length=len(history)))
+        time.sleep(seconds / 4)
+        connection.sendall(history)
+        answers = read_to_the_end(connection)
+    assert answers.count(b"HTTP/1.1 200 ") == 2, answers
 
 
 def test_many_slow_requests_at_once_keep_nobody_else_waiting(gateway: Gateway, seconds: float) -> None:

@@ -62,16 +62,17 @@ def test_a_killed_vllm_ends_its_streams_and_the_sessions_go_on_with_the_next(
         assert real_vllm.running() == SESSIONS
         killed = time.monotonic()
         real_vllm.kill()
-        ends = [stream.result(60) for stream in streams]
-        assert time.monotonic() - killed < SECONDS
+        try:
+            ends = [stream.result(60) for stream in streams]
+            assert time.monotonic() - killed < SECONDS
 
-        assert [(name, said["code"]) for name, said in ends] == [("error", "upstream_error")] * SESSIONS
-        assert [session.ok("/cancel")["status"] for session in sessions] == ["idle"] * SESSIONS
-        assert [session.ok("/history")["messages"] for session in sessions] == before
-        wait_until(lambda: gateway.http.get("/ready").status_code == 503, SECONDS)
-        gateway.refused(503, "upstream_unavailable", "/chat", session_id=sessions[0].id, message="пока его нет")
-
-        real_vllm.start()
+            assert [(name, said["code"]) for name, said in ends] == [("error", "upstream_error")] * SESSIONS
+            assert [session.ok("/cancel")["status"] for session in sessions] == ["idle"] * SESSIONS
+            assert [session.ok("/history")["messages"] for session in sessions] == before
+            wait_until(lambda: gateway.http.get("/ready").status_code == 503, SECONDS)
+            gateway.refused(503, "upstream_unavailable", "/chat", session_id=sessions[0].id, message="пока его нет")
+        finally:
+            real_vllm.start()  # for other tests too
         wait_until(lambda: gateway.http.get("/ready").status_code == 200, SECONDS)
         answers = list(pool.map(lambda session: session.ok("/chat", message="после", max_tokens=3), sessions))
     for session, answer, messages in zip(sessions, answers, before, strict=True):

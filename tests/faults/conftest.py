@@ -30,9 +30,9 @@ def patient(model_folder: Path) -> Iterator[World]:
 def impatient(model_folder: Path) -> Iterator[World]:
     with world(
         model_folder,
-        vllm_connect_timeout_seconds=0.5,
-        vllm_idle_timeout_seconds=0.5,
-        vllm_total_timeout_seconds=1,
+        vllm_connect_timeout_seconds=1,
+        vllm_idle_timeout_seconds=1,
+        vllm_total_timeout_seconds=2,
     ) as made:
         yield made
         none_left_open(made)

@@ -12,7 +12,7 @@ from tests.scripted_vllm import DONE, MODEL, Script, ScriptedVLLM, delta, event,
 LONG = 60.0
 # A message that says so is answered with a stream that does not end.
 ENDLESS = "без конца"
-PATIENCE_SECONDS = 0.3
+PATIENCE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)

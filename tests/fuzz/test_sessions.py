@@ -466,4 +466,4 @@ def test_sessions_with_little_patience(vllm_at: tuple[ScriptedVLLM, str], model_
     vllm, url = vllm_at
     impatient = dict.fromkeys(("vllm_idle_timeout_seconds", "vllm_total_timeout_seconds"), PATIENCE_SECONDS)
     with watched_gateway(url, model_folder, **impatient) as (gateway, watched):
-        fuzz(World(gateway, watched, vllm, patient=False), 15)
+        fuzz(World(gateway, watched, vllm, patient=False), 8)

@@ -66,8 +66,8 @@ class Watched:
 @contextmanager
 def watched_gateway(vllm_url: str, model_folder: Path, **settings: Any) -> Iterator[tuple[Gateway, Watched]]:
     """Start one, with settings of the test's own."""
-    # Whoever tries wrong keys all the time would have no sessions after a while.
-    unlimited = {"max_key_failures_per_minute": 0}
+    # Whoever tries wrong keys all the time would have no sessions after a while; and vLLM is to hear of turns only.
+    unlimited = {"max_key_failures_per_minute": 0, "vllm_stall_seconds": 0}
     defaults = {"vllm_base_url": f"{vllm_url}/v1", "tokenizer_path": str(model_folder), **unlimited}
     watched = Watched(create_app(Settings(**{**defaults, **settings})))
     with serve(watched) as url, httpx2.Client(base_url=url, timeout=30) as http:
