@@ -54,7 +54,7 @@ def unanswering(address: str = "127.0.0.1", port: int = 0) -> Iterator[int]:
     with socket.create_server((address, port), backlog=0) as listener, ExitStack() as waiting:
         while True:
             client = waiting.enter_context(socket.socket())
-            client.settimeout(0.1)
+            client.settimeout(1.0)
             try:
                 client.connect(listener.getsockname())
             except TimeoutError:
