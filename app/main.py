@@ -116,6 +116,7 @@ async def _set_up(stack: AsyncExitStack, settings: Settings, tokenizer: ChatToke
     sessions = MemoryStore(settings.session_ttl_seconds, settings.max_sessions)
     prompts = Prompts(settings, tokenizer, vllm)
     admission, progress, metrics = Admission(settings), Progress(), Metrics()
+    stack.callback(metrics.flush)
     resources = Resources(vllm, prompts, admission, progress, metrics, settings.max_session_bytes)
     stall = StallWatch(vllm, progress, settings.vllm_stall_seconds)
     watch = VLLMWatch(vllm, tokenizer, prompts.agreement, stall)

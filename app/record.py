@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
+from functools import partial
 
 from pydantic import SecretStr
 
@@ -82,6 +83,9 @@ class TurnRecord:
         seconds = time.perf_counter() - self._started
         if not self._is_admitted:
             self._waited_seconds, self._own_seconds = seconds, 0.0
+        self._metrics.later(partial(self._tell, outcome, session, request_id, usage, seconds))
+
+    def _tell(self, outcome: str, session: str, request_id: str, usage: Usage | None, seconds: float) -> None:
         metrics = self._metrics
         metrics.turns.labels(outcome).inc()
         if outcome == "completed":
