@@ -29,7 +29,7 @@ def network(upstream: Upstream) -> Iterator[Network]:
 def process(upstream: Upstream, network: Network, model_folder: Path) -> Iterator[tuple[Gateway, int]]:
     """A gateway in a process of its own, which takes long messages, and the process's id."""
     upstream.script.max_model_len = 1_000_000
-    long = {"MAX_CONTEXT_TOKENS": "900000", "LOG_LEVEL": "ERROR"}
+    long = {"MAX_CONTEXT_TOKENS": "900000", "LOG_LEVEL": "ERROR", "MAX_KEY_FAILURES_PER_MINUTE": "0"}
     with gateway_process(network.url, model_folder, **long) as started:
         yield started
 

@@ -11,7 +11,7 @@ from tests.scripted_vllm import KEY, Script, ScriptedVLLM, Seen, delta, hanging,
 from tests.servers import wait_until
 
 STALL_SECONDS = 0.5
-CALM_SECONDS = 2.0
+CALM_SECONDS = 1.5
 
 
 @pytest.fixture

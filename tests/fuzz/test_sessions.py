@@ -459,11 +459,11 @@ def vllm_at() -> Iterator[tuple[ScriptedVLLM, str]]:
 def test_sessions(vllm_at: tuple[ScriptedVLLM, str], model_folder: Path) -> None:
     vllm, url = vllm_at
     with watched_gateway(url, model_folder) as (gateway, watched):
-        fuzz(World(gateway, watched, vllm, patient=True), 100)
+        fuzz(World(gateway, watched, vllm, patient=True), 70)
 
 
 def test_sessions_with_little_patience(vllm_at: tuple[ScriptedVLLM, str], model_folder: Path) -> None:
     vllm, url = vllm_at
     impatient = dict.fromkeys(("vllm_idle_timeout_seconds", "vllm_total_timeout_seconds"), PATIENCE_SECONDS)
     with watched_gateway(url, model_folder, **impatient) as (gateway, watched):
-        fuzz(World(gateway, watched, vllm, patient=False), 8)
+        fuzz(World(gateway, watched, vllm, patient=False), 5)
