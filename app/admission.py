@@ -46,7 +46,7 @@ class Admission:
         assert task is not None
         assert task not in self._admitted, "one place at a time"
         if self._free.locked() and self.waiting >= self._max_waiting:
-            raise self._overloaded(f"и ждут ещё {self.waiting}")
+            raise self._overloaded(f"и ждут ещё {self.waiting}" if self.waiting else "а ждать места не разрешено")
         self._admitted.add(task)
         self._empty.clear()
         must_wait = self._free.locked()
