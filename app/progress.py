@@ -16,9 +16,10 @@ class Progress:
         self.moved_at = 0.0
         self._running: dict[object, tuple[float, SecretStr]] = {}
 
-    def moved(self) -> None:
-        """vLLM has said something."""
+    def moved(self) -> float:
+        """vLLM has said something; returns when."""
         self.moved_at = time.perf_counter()
+        return self.moved_at
 
     def began(self, request: object, key: SecretStr) -> None:
         """vLLM is being asked, with this key."""

@@ -57,7 +57,7 @@ class TurnRecord:
 
     def read(self, pieces: Sequence[Message]) -> None:
         """Something has come: of a stream the next pieces, or all there is."""
-        self._progress.moved_at = now = time.perf_counter()
+        now = self._progress.moved()
         for piece in pieces:
             if piece.content or piece.reasoning or piece.tool_calls:
                 break

@@ -4,19 +4,16 @@ import json
 import re
 import select
 import socket
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 import httpx2
 
 
-@contextmanager
-def connected(url: str, seconds: float = 20.0) -> Iterator[socket.socket]:
+def connected(url: str, seconds: float = 20.0) -> socket.socket:
     """A connection to a server; reads give up after `seconds`."""
     address = httpx2.URL(url)
-    with socket.create_connection((address.host, address.port or 80), seconds) as connection:
-        yield connection
+    return socket.create_connection((address.host, address.port or 80), seconds)
 
 
 def read_to_the_end(connection: socket.socket) -> bytes:

@@ -1,7 +1,6 @@
 """Stopping a turn: by /cancel, by /stop_session, by going away; in both answer forms; at every stage."""
 
 import json
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ import httpx2
 import pytest
 
 from tests.conftest import Gateway, SessionOf, StartGateway, Upstream, problem, wait_until_idle
+from tests.raw import connected, post
 from tests.scripted_vllm import Script, ScriptedVLLM, delta, stream_of, streamed, whole
 from tests.servers import wait_until
 
@@ -232,15 +232,12 @@ def test_a_cancel_while_the_headers_wait_for_a_reader(start_gateway: StartGatewa
         vllm.max_model_len = 10**9
         session.ok("/init_session", vllm_api_key="test-key")
         vllm.scripts.append(hanging_stream("нача"))
-        address = httpx2.URL(gateway.url)
-        with socket.create_connection((address.host, address.port or 0), 10) as connection:
+        with connected(gateway.url) as connection:
             for path, body in (
                 ("/history", {"session_id": session.id}),
                 ("/chat", {"session_id": session.id, "message": "а", "stream": True}),
             ):
-                raw = json.dumps(body).encode()
-                head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-                connection.sendall(head.encode() + b"Content-Length: %d\r\n\r\n" % len(raw) + raw)
+                connection.sendall(post(path, body=json.dumps(body).encode()))
             wait_until(lambda: vllm.running == 1, 30)
             time.sleep(0.2)
             session.ok("/cancel")

@@ -1,17 +1,16 @@
 """The tree of errors, and what a client can do wrong; what vLLM does wrong is in tests/faults."""
 
 import json
-import socket
 import textwrap
 import threading
 from typing import Any
 
-import httpx2
 import pytest
 
 from app import errors
 from app.errors import GatewayError
 from tests.conftest import Gateway, SessionOf, StartGateway, Upstream, problem
+from tests.raw import connected
 from tests.scripted_vllm import KEY, ScriptedVLLM
 
 
@@ -117,8 +116,7 @@ def test_the_body_is_bounded(start_gateway: StartGateway) -> None:
 
 
 def test_a_body_over_the_bound_is_not_read_to_its_end(gateway: Gateway) -> None:
-    address = httpx2.URL(gateway.url)
-    with socket.create_connection((address.host, address.port or 0), 5) as connection:
+    with connected(gateway.url) as connection:
         connection.sendall(b"POST /chat HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n{")
         assert connection.recv(1000).startswith(b"HTTP/1.1 413 ")
 

@@ -9,13 +9,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import httpx2
 import pytest
 
 from bench.overhead import resident_bytes
 from bench.vanish import open_sockets
 from tests.conftest import Gateway, SessionOf, Upstream, gateway_process, wait_until_idle
-from tests.raw import post
+from tests.raw import connected, post
 from tests.scripted_vllm import ScriptedVLLM, delta, hanging, streamed
 from tests.servers import wait_until
 
@@ -46,8 +45,7 @@ def many_files() -> Iterator[None]:
 
 def begun(session: SessionOf) -> socket.socket:
     """A connection on which a streamed /chat was sent and nothing is read."""
-    address = httpx2.URL(session.gateway.url)
-    connection = socket.create_connection((address.host, address.port or 0), 10)
+    connection = connected(session.gateway.url)
     body = json.dumps({"session_id": session.id, "message": "а", "stream": True}).encode()
     connection.sendall(post("/chat", body=body))
     return connection

@@ -1,6 +1,5 @@
 """Every fault in both answer forms: what the client sees, when, what is kept, and that the next turn works."""
 
-import re
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from tests.faults.table import Answer, Failure, Form, Way, played
 from tests.faults.world import World
 from tests.scripted_vllm import delta, event, streamed
 from tests.servers import wait_until
+from tests.test_errors import all_errors
 
 # The shortest timeout of the patient gateway is longer.
 AT_ONCE_SECONDS = 20.0
@@ -22,6 +22,7 @@ LATE_SECONDS = 8.0
 # Less than an idle connection is kept.
 CLOSED_SECONDS = 2.5
 SECRET = "секретный вопрос"
+KINDS = {error.kind for error in all_errors() if error.kind}
 
 
 def a_session_with_a_pair(world: World) -> SessionOf:
@@ -59,9 +60,8 @@ def in_time(world: World, sees: Failure) -> Iterator[None]:
 
 
 def failures_by_kind(world: World) -> Counter[str]:
-    text = world.gateway.http.get("/metrics").text
-    found = re.findall(r'^chat_gateway_upstream_errors_total\{kind="(\w+)"\} (\S+)$', text, re.MULTILINE)
-    return Counter({kind: int(float(number)) for kind, number in found})
+    now = world.gateway.metrics()
+    return Counter({kind: int(now("upstream_errors_total", kind)) for kind in KINDS})
 
 
 @pytest.mark.parametrize(("form", "way", "stream"), played(Failure))
