@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from types import FrameType
 
 from demo.environments import ROOT, VLLM_VENV, prepare, prepare_vllm
 from demo.progress import StepFailed
-from demo.stand import generated_model, start_gateway, start_vllm
+from demo.stand import DEFAULT_MAX_MODEL_LEN, generated_model, start_gateway, start_vllm
 
 _USER_MODEL = ROOT / "model"
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -36,6 +37,7 @@ def main() -> int:
 
 
 def _demo() -> int:
+    max_model_len = max_model_len_in(os.environ)
     if not VLLM_VENV.exists():
         print("Первый запуск готовит окружения и занимает несколько минут; следующие — меньше минуты.")
     python = prepare("gateway")
@@ -43,7 +45,7 @@ def _demo() -> int:
     model = _model()
     key = secrets.token_urlsafe(16)
     with ExitStack() as stack:
-        vllm = stack.enter_context(start_vllm(model, key))
+        vllm = stack.enter_context(start_vllm(model, key, max_model_len))
         vllm.wait_until_ready()
         gateway = stack.enter_context(start_gateway(python, vllm.url, model))
         gateway.wait_until_ready()
@@ -54,6 +56,14 @@ def _demo() -> int:
         _finish_undisturbed()
     print("Серверы остановлены.")
     return code
+
+
+def max_model_len_in(environ: Mapping[str, str]) -> int:
+    """The stand's VLLM_MAX_MODEL_LEN, tokens. Raises StepFailed for what is no number of them."""
+    given = environ.get("VLLM_MAX_MODEL_LEN") or str(DEFAULT_MAX_MODEL_LEN)
+    if not re.fullmatch("[1-9][0-9]{0,8}", given):
+        raise StepFailed(f"VLLM_MAX_MODEL_LEN={given}: нужна длина контекста модели, целое число токенов больше 0.")
+    return int(given)
 
 
 def _on_signal(signum: int, _frame: FrameType | None) -> None:

@@ -18,6 +18,7 @@ from demo.environments import ROOT, VLLM_LIBRARIES, WORK, prepare_vllm
 from demo.progress import Step, run_step, wait_for
 
 SERVED_NAME = "/app/model"
+DEFAULT_MAX_MODEL_LEN = 8192
 _STOP_SECONDS = 10.0
 _USER_MODEL_KV_CACHE_GIB = 4
 
@@ -119,7 +120,7 @@ def _made(name: str, title: str, script: str, *arguments: str) -> Path:
     return folder
 
 
-def start_vllm(model: Path, key: str, max_model_len: int = 8192, *more: str, port: int = 0) -> Server:
+def start_vllm(model: Path, key: str, max_model_len: int = DEFAULT_MAX_MODEL_LEN, *more: str, port: int = 0) -> Server:
     """Start the real vLLM on the CPU; it serves after 30 to 60 seconds.
 
     Args:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from demo.__main__ import max_model_len_in
 from demo.progress import StepFailed, run_step
 from demo.stand import Server, free_port
 from tests.servers import wait_until
@@ -64,3 +65,11 @@ def test_a_server_is_stopped_with_everything_it_started(tmp_path: Path) -> None:
         wait_until(lambda: note.exists() and note.read_text() != "")
     pid = int(note.read_text())
     wait_until(lambda: not Path(f"/proc/{pid}").exists() or ") Z " in Path(f"/proc/{pid}/stat").read_text())
+
+
+def test_the_context_may_be_longer() -> None:
+    assert max_model_len_in({}) == max_model_len_in({"VLLM_MAX_MODEL_LEN": ""}) == 8192
+    assert max_model_len_in({"VLLM_MAX_MODEL_LEN": "32768"}) == 32768
+    for given in ("0", "-1", "8k", "١"):
+        with pytest.raises(StepFailed, match=f"VLLM_MAX_MODEL_LEN={given}: "):
+            max_model_len_in({"VLLM_MAX_MODEL_LEN": given})

@@ -28,7 +28,7 @@ def test_a_talk(gateway: Gateway, real_vllm: RealVLLM, tmp_path: Path) -> None:
         shown = re.sub(r"\s*\n", " · ", screen.text())
         status = r"контекст (\d+)/8000 · кэш \d+% · \d+,\d ток/с · первый токен \d+,\d\d с · сессия 10 мин"
         assert re.search(status, shown), shown
-        screen.say("/set max_tokens 4000")
+        screen.say("/set max_tokens 7500")
         screen.say("/set ignore_eos true")
         screen.say("Расскажи всё")
         screen.wait_for_reply_to("Расскажи всё")
