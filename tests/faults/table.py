@@ -57,6 +57,7 @@ class Way:
         helpful: further members of the problem.
         is_cut: whether the connection can serve no other turn.
         has_begun: whether a piece of the answer comes before.
+        script: what vLLM answers, where that is all there is to it.
     """
 
     play: Callable[[World], AbstractContextManager[None]]
@@ -64,6 +65,7 @@ class Way:
     helpful: dict[str, Any] = field(default_factory=dict)
     is_cut: bool = True
     has_begun: bool = False
+    script: Script | None = None
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def plays(script: Script, says: str = "", *, is_cut: bool = True, **helpful: Any
         world.script.scripts.append(script)
         return nullcontext()
 
-    return Way(play, says, helpful, is_cut)
+    return Way(play, says, helpful, is_cut, script=script)
 
 
 def refuses(status: int, answer: str | bytes, says: str = "", *, header: str | None = None, **helpful: Any) -> Way:
@@ -275,7 +277,11 @@ ANSWERS = [
         ),
         Form(
             _GARBAGE_EVENT,
-            {"oops": open_stream(BEGUN, b"data: {oops\n\n"), "too deep": open_stream(b"data: " + NO_JSON + b"\n\n")},
+            {
+                "oops": open_stream(BEGUN, b"data: {oops\n\n"),
+                "too deep": open_stream(b"data: " + NO_JSON + b"\n\n"),
+                "no event": stream(b'{"choices": [{"message": {"content": "a"}}]}', is_cut=False),
+            },
         ),
     ),
     Fault(
@@ -306,6 +312,7 @@ ANSWERS = [
         Form(
             _GARBAGE_EVENT,
             {
+                "an array": open_stream(BEGUN, event([])),
                 "a number for a text": open_stream(delta(content=5)),
                 "a number beyond numbers": open_stream(
                     BEGUN, event({"usage": {"prompt_tokens": 10**400, "total_tokens": 1}})
@@ -321,6 +328,8 @@ ANSWERS = [
             _GARBAGE_EVENT,
             {
                 "after a piece": stream(BEGUN, DONE, is_cut=False),
+                "after a piece, no [DONE]": stream(BEGUN, is_cut=False),
+                "only [DONE]": stream(DONE, is_cut=False),
                 "at once": stream(is_cut=False),
             },
         ),
@@ -383,6 +392,7 @@ ANSWERS = [
         no_model=refuses(404, "The model `x` does not exist.", "does not exist"),
         no_path=refuses(404, b'{"detail": "Not Found"}', "VLLM_BASE_URL"),
         moved=refuses(302, "там", "302"),
+        nothing=plays(Script([], status=204), "204", is_cut=False),
     ),
 ]
 

@@ -28,7 +28,8 @@ from starlette.requests import Request
 
 from app.config import DEFAULT_SYSTEM_PROMPT
 from tests.conftest import Gateway, problem
-from tests.fuzz.faults import JSON, LONG, PATIENCE_SECONDS, SILENT_JSON, SILENT_STREAM, STREAM, Fault
+from tests.faults.table import HANG
+from tests.fuzz.faults import JSON, PATIENCE_SECONDS, SILENT_JSON, SILENT_STREAM, STREAM, Fault
 from tests.fuzz.flight import Flight
 from tests.fuzz.watched import TIMES, Watched, watched_gateway
 from tests.scripted_vllm import KEY, Script, ScriptedVLLM, hanging, stream_of, whole
@@ -281,7 +282,7 @@ class Sessions(RuleBasedStateMachine):
             self.ask(known, "/chat", message=message, **body)
             return
         self.world.steps["fault"] += 1
-        self.vllm.scripts.append(fault.script())
+        self.vllm.scripts.append(fault.script)
         if fault.status == 200:
             *_, (last, said) = self.events(known, message)
             assert (last, said["code"]) == ("error", fault.code)
@@ -310,7 +311,7 @@ class Sessions(RuleBasedStateMachine):
     @rule(known=live, message=messages, stream=st.booleans())
     def begin_unheard(self, known: Known, message: str, *, stream: bool) -> None:
         """In either form, vLLM does not begin to answer."""
-        self.take_off(known, message, Script([], delay=LONG), stream=stream)
+        self.take_off(known, message, Script([], delay=HANG), stream=stream)
 
     @precondition(lambda self: self.world.patient)
     @rule(known=live, message=messages, pieces=st.lists(messages, max_size=3))
