@@ -8,13 +8,14 @@ import traceback
 from collections.abc import Awaitable
 from urllib.parse import quote
 
+from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import sse
 from app.admission import stopping
-from app.errors import MEDIA_TYPE, GatewayError, InternalError, RequestTimeout, RequestTooLarge
+from app.errors import MEDIA_TYPE, GatewayError, InternalError, InvalidRequest, RequestTimeout, RequestTooLarge
 from app.headers import SECURITY, SECURITY_OF_PAGES
 from app.logs import fields
 
@@ -193,6 +194,20 @@ class BodyLimit:
 
 class CrossOrigin(CORSMiddleware):
     """CORS for requests that come from a page of another origin; the others pass as they are."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """Say no as everything else here does: Starlette says it in English and in plain text."""
+        response = super().preflight_response(request_headers)
+        if response.status_code == 200:
+            return response
+        refusal = problem_response(
+            InvalidRequest(
+                "Этой странице нельзя обращаться к шлюзу: её адрес должен быть в CORS_ALLOW_ORIGINS, а метод — GET или "
+                "POST."
+            )
+        )
+        refusal.headers.update({name: value for name, value in response.headers.items() if name not in refusal.headers})
+        return refusal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See CORSMiddleware."""

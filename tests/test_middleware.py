@@ -56,6 +56,11 @@ def test_cors_for_those_on_the_list(start_gateway: StartGateway) -> None:
                 },
             )
             assert preflight.headers.get("access-control-allow-origin") == allowed
+            if allowed:
+                assert preflight.status_code == 200
+            else:
+                assert "CORS_ALLOW_ORIGINS" in problem(preflight, 422, "invalid_request")["detail"]
+                assert "Origin" in preflight.headers["vary"]
 
 
 SECRET = "тайна-из-сообщения"
