@@ -24,6 +24,7 @@ from tests.scripted_vllm import KEY
 HISTORY = [{"role": role, "content": f"{role} {number}"} for number in range(3) for role in ("user", "assistant")]
 # More than the gateway of these tests takes.
 TOO_LONG = "x" * 100_000
+UNKNOWN = "нет такой"
 # More than the model takes.
 TOO_MANY_TOKENS = 9000
 # By FastAPI for every path; a description of each would say nothing.
@@ -43,25 +44,37 @@ class LiveSessions:
 
     def adopt(self, url: str, path: str, body: dict[str, Any]) -> None:
         """Make something of a generated body, so that it is not refused at the first look; each time another thing."""
-        number = next(self._numbers[path])
-        if isinstance(body.get("vllm_api_key"), str) and number % 8 != 7:
-            body["vllm_api_key"] = KEY
+        if isinstance(body.get("vllm_api_key"), str):
+            nth = self._nth("key")
+            if nth % 8 != 3:
+                body["vllm_api_key"] = "wrong" if nth % 8 == 7 else KEY
         if isinstance(body.get("session_id"), str):
-            if number % 8 != 1:
-                body["session_id"] = self._session(url, path, is_busy=number % 8 == 2)
-            if path == "/init_session" and number % 4:  # or it is refused
-                body.update(system_prompt=None, history=None)
+            self._adopt_session(url, path, body)
+        number = self._nth(path)
         if path == "/chat":
-            body["extra"] = body.get("extra") if number % 4 == 3 else {"top_p": 0.5}
-            if number % 16 == 5:
-                body["max_tokens"] = TOO_MANY_TOKENS
-            elif number % 16 == 9:
-                body.clear()
-                body.update(session_id="нет такой", message="а")
-            elif isinstance(body.get("max_tokens"), int):
-                body["max_tokens"] = min(body["max_tokens"], TOO_MANY_TOKENS)
+            self._adopt_question(number, body)
         if number % 16 == 8:
             body["message" if path == "/chat" else "system_prompt"] = TOO_LONG
+
+    def _nth(self, what: str) -> int:
+        """How many there were before. Each kind is counted apart, so that all that depends on it comes."""
+        return next(self._numbers[what])
+
+    def _adopt_session(self, url: str, path: str, body: dict[str, Any]) -> None:
+        nth = self._nth(f"session of {path}")
+        if nth % (2 if path == "/init_session" else 4) == 1:
+            body["session_id"] = UNKNOWN
+        elif nth % 8 != 4:
+            body["session_id"] = self._session(url, path, is_busy=nth % 4 == 2)
+        if path == "/init_session" and nth % 8:  # or it is refused
+            body.update(system_prompt=None, history=None)
+
+    def _adopt_question(self, number: int, body: dict[str, Any]) -> None:
+        body["extra"] = body.get("extra") if number % 4 == 3 else {"top_p": 0.5}
+        if number % 16 == 5:
+            body["max_tokens"] = TOO_MANY_TOKENS
+        elif isinstance(body.get("max_tokens"), int):
+            body["max_tokens"] = min(body["max_tokens"], TOO_MANY_TOKENS)
 
     def _session(self, url: str, path: str, *, is_busy: bool) -> str:
         session_id = self._with_a_turn(url) if is_busy else self._idle or _open(url)
