@@ -127,7 +127,7 @@ def _made(name: str, title: str, script: str, *arguments: str) -> Path:
 
 
 def start_vllm(model: Path, key: str, max_model_len: int = DEFAULT_MAX_MODEL_LEN, *more: str, port: int = 0) -> Server:
-    """Start the real vLLM on the CPU; it serves after 30 to 60 seconds.
+    """Start the real vLLM on the CPU; it serves after 20 to 60 seconds.
 
     Args:
         model: its folder.
