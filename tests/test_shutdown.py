@@ -17,6 +17,7 @@ import pytest
 
 from demo.stand import Server, free_port
 from tests.conftest import Gateway, Upstream, gateway_process, problem
+from tests.processes import is_alive
 from tests.readme import ROOT
 from tests.scripted_vllm import KEY, ScriptedVLLM, delta, hanging, streamed, whole
 from tests.servers import wait_until
@@ -168,7 +169,7 @@ def test_while_turns_end_the_others_are_told(upstream: Upstream, model_folder: P
             assert session.ok("/cancel")["status"] == "cancelled"
             [last] = events
         assert last.event == "done"
-        wait_until(lambda: has_ended(pid))
+        wait_until(lambda: not is_alive(pid))
 
 
 def test_a_second_signal_waits_no_longer(upstream: Upstream, model_folder: Path) -> None:
@@ -183,10 +184,5 @@ def test_a_second_signal_waits_no_longer(upstream: Upstream, model_folder: Path)
             [last] = events
         error: Any = last.json()
         assert (last.event, error["code"]) == ("error", "overloaded")
-        wait_until(lambda: has_ended(pid))
+        wait_until(lambda: not is_alive(pid))
     wait_until(lambda: upstream.script.running == 0)
-
-
-def has_ended(pid: int) -> bool:
-    """Whether nothing is left of a child but what its parent has not asked for yet."""
-    return "State:\tZ" in Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")

@@ -15,6 +15,7 @@ from bench.cancel import in_flight
 from demo.stand import free_port, start_vllm
 from tests.conftest import StartGateway, gateways_before
 from tests.e2e.pairs import PAIRS, count_with_the_default_pair, resolve
+from tests.processes import command_of, descendants
 from tests.scripted_vllm import KEY
 
 
@@ -72,17 +73,6 @@ class RealVLLM:
         """End it."""
         self._http.close()
         self._server.stop()
-
-
-def descendants(pid: int) -> list[int]:
-    """A process's children, their children, and so on."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
-    return [found for child in children for found in (int(child), *descendants(int(child)))]
-
-
-def command_of(pid: int) -> str:
-    """A process's own words for itself."""
-    return Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace")
 
 
 @dataclass(frozen=True)
