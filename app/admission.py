@@ -25,6 +25,7 @@ class Admission:
         self._places = settings.max_concurrent_requests
         self._max_waiting = settings.max_waiting_requests
         self._max_wait_seconds = settings.max_wait_seconds
+        self._sessions_stay = not settings.keeps_sessions_in_memory
         self._free = asyncio.Semaphore(self._places)
         self._admitted: set[asyncio.Task[object]] = set()
         self._empty = asyncio.Event()
@@ -72,7 +73,16 @@ class Admission:
     def require_open(self) -> None:
         """Raise Overloaded once the gateway is being stopped."""
         if self.is_closing:
-            raise stopping()
+            raise self.stopping()
+
+    def stopping(self) -> Overloaded:
+        """What is told to those who come, or are still here, when the gateway ends."""
+        return Overloaded(
+            "Шлюз останавливают. Сессия останется: повторите запрос, когда он запустится."
+            if self._sessions_stay
+            else "Шлюз останавливают, и его сессии пропадут. Когда он запустится, откройте новую: POST /init_session.",
+            retry_after=_RESTART_SECONDS,
+        )
 
     def close(self) -> None:
         """Let nobody in any more; those who wait already go on."""
@@ -109,11 +119,3 @@ class Admission:
             "Повторите позже.",
             retry_after=math.ceil(self._max_wait_seconds),
         )
-
-
-def stopping() -> Overloaded:
-    """What is told to those who come, or are still here, when the gateway ends."""
-    return Overloaded(
-        "Шлюз останавливают, и его сессии пропадут. Когда он запустится, откройте новую: POST /init_session.",
-        retry_after=_RESTART_SECONDS,
-    )

@@ -2,11 +2,12 @@
 
 import asyncio
 import logging
+from contextlib import suppress
 
 from pydantic import SecretStr
 
 from app.agreement import CountAgreement
-from app.errors import GatewayError, UpstreamError
+from app.errors import GatewayError, StoreUnavailable, UpstreamError
 from app.sessions import SessionStore
 from app.stall import StallWatch
 from app.tokenizer import ChatTokenizer
@@ -28,9 +29,10 @@ async def sweep_sessions(sessions: SessionStore, every_seconds: float = SWEEP_SE
     """Remove expired sessions, for ever."""
     while True:
         await asyncio.sleep(every_seconds)
-        removed = await sessions.sweep()
-        if removed:
-            log.info("истекло сессий: %d, осталось: %d", removed, await sessions.count())
+        with suppress(StoreUnavailable):  # which the store's own log tells
+            removed = await sessions.sweep()
+            if removed:
+                log.info("истекло сессий: %d, осталось: %d", removed, await sessions.count())
 
 
 class VLLMWatch:

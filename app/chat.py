@@ -1,8 +1,7 @@
 """What a client can do with a session, one method for each endpoint; knows nothing of HTTP."""
 
 import difflib
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,7 +13,7 @@ from app.config import Settings
 from app.context import Pair
 from app.errors import GatewayError, InvalidRequest
 from app.guesses import KeyGuesses
-from app.sessions import Session, SessionStore
+from app.sessions import Session
 from app.template import TEMPLATE_PARAMETERS
 from app.turn import DEFAULT_MAX_TOKENS, ContextReceipt, Question, Resources, Turn
 
@@ -37,10 +36,10 @@ _SIMILAR = 0.4
 class Chat:
     """All sessions of one gateway. Unknown sessions raise SessionNotFound everywhere."""
 
-    def __init__(self, settings: Settings, sessions: SessionStore, resources: Resources) -> None:
+    def __init__(self, settings: Settings, resources: Resources) -> None:
         self._settings = settings
-        self._sessions = sessions
         self._resources = resources
+        self._sessions = resources.sessions
         self._prompts = resources.prompts
         self._vllm = resources.vllm
         self._guesses = KeyGuesses(settings.max_key_failures_per_minute)
@@ -49,10 +48,10 @@ class Chat:
 
     async def open(
         self, vllm_api_key: SecretStr, system_prompt: str | None, history: Sequence[Pair] | None, address: str
-    ) -> tuple[Session, int, ContextReceipt | None]:
+    ) -> tuple[str, int, ContextReceipt | None]:
         """Open a session for a key that vLLM accepts; None is the default prompt, `address` the client's.
 
-        Returns it, its seconds to live and, for a given history, what of it the next prompt will hold.
+        Returns its id, its seconds to live and, for a given history, what of it the next prompt will hold.
 
         Raises:
             Overloaded: MAX_SESSIONS are open, or see `Admission`.
@@ -67,69 +66,50 @@ class Chat:
             system_prompt = self._settings.default_system_prompt
         session = Session(vllm_api_key, system_prompt)
         context = None if history is None else await self._restore(session, history)
-        return session, await self._sessions.add(session), context
+        return session.id, await self._sessions.add(session), context
 
-    async def replace_key(self, session_id: str, vllm_api_key: SecretStr, address: str) -> tuple[Session, int]:
+    async def replace_key(self, session_id: str, vllm_api_key: SecretStr, address: str) -> int:
         """Give a live session another key, once vLLM accepts it; a turn in flight goes on with the old one."""
-        session = await self._sessions.get(session_id)
+        await self._sessions.require(session_id)
         await self._prove_key(vllm_api_key, address)
-        session = await self._sessions.get(session_id)
-        session.vllm_api_key = vllm_api_key
-        return session, await self._sessions.renew(session)
+        return await self._sessions.replace_key(session_id, vllm_api_key)
 
     async def set_system_prompt(self, session_id: str, system_prompt: str) -> int:
         """Replace the system prompt; the history stays. Raises SessionBusy. Returns the seconds to live."""
-        session = await self._sessions.get(session_id)
-        session.set_system_prompt(system_prompt, self._settings.max_session_bytes)
-        return await self._sessions.renew(session)
+
+        def change(session: Session) -> None:
+            session.set_system_prompt(system_prompt, self._settings.max_session_bytes)
+
+        return (await self._sessions.change(session_id, change))[1]
 
     async def history(self, session_id: str) -> tuple[Session, int]:
         """The committed state, also while a turn is in flight."""
-        session = await self._sessions.get(session_id)
-        return session, await self._sessions.renew(session)
+        return await self._sessions.read(session_id)
 
     async def cancel(self, session_id: str) -> tuple[bool, int]:
         """Stop the turn in flight and wait until the session is free. False: there was nothing to stop."""
-        session = await self._sessions.get(session_id)
-        cancelled = await _stop_turn(session)
-        return cancelled, await self._sessions.renew(session)
+        return await self._sessions.cancel(session_id)
 
     async def undo(self, session_id: str) -> tuple[Pair, int]:
         """Remove the last pair. Raises SessionBusy, NothingToUndo."""
-        session = await self._sessions.get(session_id)
-        pair = session.undo()
-        return pair, await self._sessions.renew(session)
+        return await self._sessions.change(session_id, Session.undo)
 
     async def reset(self, session_id: str) -> int:
         """Empty the history. Raises SessionBusy."""
-        session = await self._sessions.get(session_id)
-        session.reset()
-        return await self._sessions.renew(session)
+        return (await self._sessions.change(session_id, Session.reset))[1]
 
     async def stop(self, session_id: str) -> None:
         """End the session: it is gone for everyone at once, then its turn in flight is stopped."""
-        session = await self._sessions.get(session_id)
-        await self._sessions.remove(session)
-        await _stop_turn(session)
+        await self._sessions.stop(session_id)
 
-    @asynccontextmanager
-    async def turn(self, session_id: str, question: Question) -> AsyncIterator[Turn]:
-        """Occupy a session with a turn; the session is free again on leaving.
+    def turn(self, session_id: str, question: Question) -> Turn:
+        """A turn, which occupies the session while it is entered.
 
         Raises:
-            SessionBusy: another turn is in flight.
             InvalidRequest: `question.extra` holds a field that is the gateway's, or one that vLLM would ignore.
         """
-        session = await self._sessions.get(session_id)
         _check_extra(question.extra, self._vllm.schema.fields)
-        turn = Turn(session, question, self._resources)
-        session.begin(turn)
-        try:
-            await self._sessions.renew(session)
-            yield turn
-        finally:
-            session.end()
-            turn.expires_in = await self._sessions.renew(session)
+        return Turn(session_id, question, self._resources)
 
     async def _prove_key(self, key: SecretStr, address: str) -> None:
         await self._guesses.prove(address, partial(self._show_key, key))
@@ -161,19 +141,6 @@ class Chat:
             dropped_pairs=prompt.dropped_pairs,
             forgotten_pairs=session.forgotten_pairs,
         )
-
-    async def session_count(self) -> int:
-        """Open sessions."""
-        return await self._sessions.count()
-
-
-async def _stop_turn(session: Session) -> bool:
-    turn = session.turn
-    if turn is None:
-        return False
-    turn.cancel()
-    await turn.finished.wait()
-    return turn.cancelled
 
 
 def _check_extra(extra: Mapping[str, Any], known: frozenset[str]) -> None:

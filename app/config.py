@@ -6,12 +6,20 @@ from ipaddress import ip_network
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from redis.asyncio.connection import parse_url
 
 from app.validation import Text, reason
 
+IN_MEMORY = "memory://"
+ONE_PROCESS = (
+    "сессии живут в памяти одного процесса, поэтому рабочий процесс может быть только один; уберите WEB_CONCURRENCY и "
+    "--workers или храните сессии в Redis (SESSION_STORE_URL)"
+)
+_SECRET = ("session_store_url", "session_secret")
+_SECRET_LETTERS = 32
 DEFAULT_SYSTEM_PROMPT = "Ты — полезный ассистент. Отвечай по-русски, точно и по делу."
 
 
@@ -32,13 +40,35 @@ def _check_base_url(url: str) -> str:
     return url
 
 
-def _check_web_concurrency(processes: int) -> int:
-    if processes != 1:
+def _check_store_url(url: SecretStr) -> SecretStr:
+    """No words of redis-py: they may hold the password."""
+    given = url.get_secret_value()
+    if given == IN_MEMORY:
+        return url
+    try:
+        parsed = parse_url(given)
+        usable = not given.startswith(("redis:", "rediss:")) or bool(parsed.get("host"))
+    except ValueError:
+        usable = False
+    if not usable:
         raise PydanticCustomError(
-            "web_concurrency",
-            "сессии живут в памяти одного процесса, поэтому рабочий процесс может быть только один; уберите переменную",
+            "store_url",
+            "нужен адрес вида redis://redis:6379/0 (с паролем — redis://:пароль@redis:6379/0) или memory://; "
+            "особые знаки в пароле пишут как %2F",
         )
-    return processes
+    return url
+
+
+def _split_secrets(value: object) -> object:
+    return tuple(secret.strip() for secret in value.split(",") if secret.strip()) if isinstance(value, str) else value
+
+
+def _check_secrets(secrets: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+    if any(len(secret.get_secret_value()) < _SECRET_LETTERS for secret in secrets):
+        raise PydanticCustomError(
+            "secret", f"нужны строки не короче {_SECRET_LETTERS} знаков через запятую; придумайте: openssl rand -hex 32"
+        )
+    return secrets
 
 
 def _split_list(value: object) -> object:
@@ -119,7 +149,12 @@ class Settings(BaseSettings):
     vllm_idle_timeout_seconds: Seconds = 300.0
     vllm_total_timeout_seconds: Seconds = 1800.0
     vllm_stall_seconds: SecondsOrNone = 30.0
-    web_concurrency: Annotated[int, AfterValidator(_check_web_concurrency)] = 1
+    session_store_url: Annotated[SecretStr, AfterValidator(_check_store_url)] = SecretStr(IN_MEMORY)
+    session_secret: Annotated[
+        tuple[SecretStr, ...], NoDecode, BeforeValidator(_split_secrets), AfterValidator(_check_secrets)
+    ] = ()
+    session_store_timeout_seconds: Seconds = 5.0
+    web_concurrency: Count = 1
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -130,7 +165,23 @@ class Settings(BaseSettings):
                 "одно сообщение не поместилось бы в сессию; увеличьте MAX_SESSION_BYTES",
                 {"session": self.max_session_bytes, "request": self.max_request_bytes},
             )
+        if self.keeps_sessions_in_memory:
+            if self.web_concurrency != 1:
+                raise PydanticCustomError(
+                    "processes", "WEB_CONCURRENCY={processes}: " + ONE_PROCESS, {"processes": self.web_concurrency}
+                )
+        elif not self.session_secret:
+            raise PydanticCustomError(
+                "no_secret",
+                "SESSION_SECRET не задан, а с SESSION_STORE_URL=redis://… нужен: им шифруются ключи vLLM в Redis; "
+                "придумайте его (openssl rand -hex 32) и задайте один и тот же всем шлюзам",
+            )
         return self
+
+    @property
+    def keeps_sessions_in_memory(self) -> bool:
+        """Whether they live in the memory of this process, and end with it."""
+        return self.session_store_url.get_secret_value() == IN_MEMORY
 
     @property
     def tokenizer_folder(self) -> str:
@@ -158,5 +209,8 @@ def load_settings() -> Settings:
 def _explain(error: ErrorDetails) -> str:
     if not error["loc"]:
         return reason(error)
-    name = str(error["loc"][0]).upper()
+    field = str(error["loc"][0])
+    name = field.upper()
+    if field in _SECRET:
+        return f"{name}: {reason(error)}"
     return f"{name}={os.environ.get(name, error['input'])!r}: {reason(error)}"

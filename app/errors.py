@@ -31,6 +31,7 @@
     │   │   └── UpstreamErrorEvent   kind error_event
     │   ├── UpstreamUnavailable      503 upstream_unavailable, kind unavailable
     │   └── UpstreamTimeout          504 upstream_timeout, kind timeout
+    ├── StoreUnavailable             503 store_unavailable
     └── InternalError                500 internal_error
 
 An error carries its status, its stable `code` and what helps (`limit`, `needed`, `retry_after`, `field`); `problem()`
@@ -41,6 +42,7 @@ or a traceback. What vLLM did wrong has a `kind`, which clients do not see: it i
 from typing import ClassVar
 
 MEDIA_TYPE = "application/problem+json"
+_STORE_RETRY_SECONDS = 5
 SEE_VLLM_LOG = "Посмотрите журнал vLLM (в Docker — docker compose logs vllm)."
 
 
@@ -305,6 +307,22 @@ class UpstreamTimeout(Upstream):
         "vLLM не ответил вовремя. Повторите запрос, уменьшите max_tokens или увеличьте VLLM_IDLE_TIMEOUT_SECONDS "
         "и VLLM_TOTAL_TIMEOUT_SECONDS."
     )
+
+
+class StoreUnavailable(GatewayError):
+    """Redis, where sessions are kept, does not do what it was asked for (`retry_after`: seconds).
+
+    Attributes:
+        passes: it may well do it in a moment.
+    """
+
+    status = 503
+    code = "store_unavailable"
+    title = "Хранилище сессий недоступно"
+
+    def __init__(self, detail: str, *, passes: bool = False) -> None:
+        super().__init__(detail, retry_after=_STORE_RETRY_SECONDS)
+        self.passes = passes
 
 
 class InternalError(GatewayError):

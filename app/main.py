@@ -6,7 +6,7 @@ import multiprocessing
 import resource
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing, suppress
 from functools import partial
 from typing import Any, TypedDict
 
@@ -23,16 +23,20 @@ from app import __version__
 from app.admission import Admission
 from app.background import VLLMWatch, sweep_sessions
 from app.chat import Chat
-from app.config import ConfigError, Settings, load_settings
+from app.config import ONE_PROCESS, ConfigError, Settings, load_settings
 from app.direct import DirectChat
 from app.errors import InvalidRequest, MethodNotAllowed, NotFound
 from app.logs import configure_logging
+from app.memory_store import MemoryStore
 from app.metrics import Metrics
 from app.middleware import BodyLimit, CrossOrigin, ErrorBoundary, RequestId, problem_response
 from app.progress import Progress
 from app.prompt import Prompts
+from app.redis_server import RedisServer
+from app.redis_store import RedisStore
 from app.routes import measurements, router
-from app.sessions import MemoryStore
+from app.sealing import Seal
+from app.sessions import SessionStore
 from app.shutdown import draining_on_signal
 from app.stall import StallWatch
 from app.tasks import running
@@ -59,6 +63,7 @@ class State(TypedDict):
     """What the lifespan gives every request (`request.state`)."""
 
     chat: Chat
+    sessions: SessionStore
     vllm: VLLMClient
     watch: VLLMWatch
     admission: Admission
@@ -113,24 +118,37 @@ async def _set_up(stack: AsyncExitStack, settings: Settings, tokenizer: ChatToke
     """Make what requests work with, and start what runs beside them; `stack` ends it all, the last first."""
     stack.callback(tokenizer.close)
     vllm = stack.enter_context(closing(VLLMClient(settings)))
-    sessions = MemoryStore(settings.session_ttl_seconds, settings.max_sessions)
+    sessions = await stack.enter_async_context(_store(settings))
     prompts = Prompts(settings, tokenizer, vllm)
     admission, progress, metrics = Admission(settings), Progress(), Metrics()
     stack.callback(metrics.flush)
-    resources = Resources(vllm, prompts, admission, progress, metrics, settings.max_session_bytes)
+    resources = Resources(sessions, vllm, prompts, admission, progress, metrics, settings.max_session_bytes)
     stall = StallWatch(vllm, progress, settings.vllm_stall_seconds)
     watch = VLLMWatch(vllm, tokenizer, prompts.agreement, stall)
-    for work in (sweep_sessions(sessions), watch.run(), stall.run()):
+    for work in (sweep_sessions(sessions), sessions.run(), watch.run(), stall.run()):
         await stack.enter_async_context(running(work))
     await stack.enter_async_context(draining_on_signal(admission, settings.drain_seconds))
     return {
-        "chat": Chat(settings, sessions, resources),
+        "chat": Chat(settings, resources),
+        "sessions": sessions,
         "vllm": vllm,
         "watch": watch,
         "admission": admission,
         "metrics": metrics,
         "request_timeout_seconds": settings.request_timeout_seconds,
     }
+
+
+@asynccontextmanager
+async def _store(settings: Settings) -> AsyncIterator[SessionStore]:
+    """Where sessions are to be kept."""
+    ttl_seconds, max_sessions = settings.session_ttl_seconds, settings.max_sessions
+    if settings.keeps_sessions_in_memory:
+        yield MemoryStore(ttl_seconds, max_sessions)
+        return
+    server = RedisServer(settings.session_store_url, settings.session_store_timeout_seconds)
+    async with aclosing(server):
+        yield RedisStore(server, Seal(settings.session_secret), ttl_seconds, max_sessions)
 
 
 def __getattr__(name: str) -> ASGIApp:
@@ -140,20 +158,26 @@ def __getattr__(name: str) -> ASGIApp:
     """
     if name != "app":
         raise AttributeError(name)
-    # Before logging is set up: one plain line is all that the person needs.
-    if multiprocessing.parent_process() is not None and "--reload" not in sys.argv:
-        print("Ошибка: сессии живут в памяти одного процесса; уберите WEB_CONCURRENCY и --workers.", file=sys.stderr)  # noqa: T201
-        sys.exit(_UVICORN_STARTUP_FAILURE)
+    is_worker = multiprocessing.parent_process() is not None and "--reload" not in sys.argv
     try:
-        settings = load_settings()
+        settings = _load_settings(is_worker=is_worker)
         _allow_many_connections()
         configure_logging(settings)
         app = globals()[name] = create_app(settings)
         _settle()
     except ConfigError as exc:
+        # One plain line is all that the person needs.
         print(f"Ошибка: {exc}", file=sys.stderr)  # noqa: T201
-        sys.exit(2)
+        sys.exit(_UVICORN_STARTUP_FAILURE if is_worker else 2)
     return app
+
+
+def _load_settings(*, is_worker: bool) -> Settings:
+    """Read the environment. Raises ConfigError, also for a worker beside others that would know other sessions."""
+    settings = load_settings()
+    if is_worker and settings.keeps_sessions_in_memory:
+        raise ConfigError(ONE_PROCESS)
+    return settings
 
 
 def _allow_many_connections() -> None:

@@ -28,7 +28,7 @@ class State:
     """What is looked at when somebody asks, instead of being counted as it happens.
 
     Attributes:
-        sessions: open ones.
+        sessions: open ones; None where the store does not answer.
         in_flight: requests to vLLM.
         waiting: requests that wait for a place.
         count_mismatches: token counts that were not vLLM's, since the start.
@@ -36,7 +36,7 @@ class State:
         vllm_stalled: vLLM answers, but its engine does not.
     """
 
-    sessions: int
+    sessions: int | None
     in_flight: int
     waiting: int
     count_mismatches: int
@@ -117,7 +117,10 @@ class _StateCollector(Collector):
         state = self.now
         if state is None:
             return
-        yield GaugeMetricFamily(f"{_PREFIX}_sessions", "Open sessions.", state.sessions)
+        store_up = state.sessions is not None
+        yield GaugeMetricFamily(f"{_PREFIX}_store_up", "1: the sessions' store answers.", store_up)
+        if state.sessions is not None:
+            yield GaugeMetricFamily(f"{_PREFIX}_sessions", "Open sessions.", state.sessions)
         yield GaugeMetricFamily(f"{_PREFIX}_turns_in_flight", "Requests to vLLM that have a place.", state.in_flight)
         yield GaugeMetricFamily(f"{_PREFIX}_turns_waiting", "Requests that wait for a place.", state.waiting)
         yield CounterMetricFamily(

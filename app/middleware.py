@@ -6,6 +6,7 @@ import re
 import secrets
 import traceback
 from collections.abc import Awaitable
+from typing import cast
 from urllib.parse import quote
 
 from starlette.datastructures import Headers
@@ -14,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import sse
-from app.admission import stopping
+from app.admission import Admission
 from app.errors import MEDIA_TYPE, GatewayError, InternalError, InvalidRequest, RequestTimeout, RequestTooLarge
 from app.headers import SECURITY, SECURITY_OF_PAGES
 from app.logs import fields
@@ -126,7 +127,7 @@ class ErrorBoundary:
             error = exc.with_traceback(None)  # its frames hold this one and the body: a circle that is found late
         except asyncio.CancelledError:
             # The server is told to stop and will wait no longer; nothing else cancels a request from outside.
-            error = stopping()
+            error = cast(Admission, scope["state"]["admission"]).stopping()
         except Exception as exc:  # noqa: BLE001 - the outermost handler
             where = "".join(traceback.format_tb(exc.__traceback__))
             request_id = scope["state"].get("request_id")

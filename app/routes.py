@@ -1,12 +1,13 @@
 """The endpoints: thin, each one call to `Chat`."""
 
+import asyncio
 from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import PlainTextResponse, Response
 
 from app import __version__
-from app.admission import Admission, stopping
+from app.admission import Admission
 from app.background import VLLMWatch
 from app.chat import Chat
 from app.direct import says_json
@@ -23,6 +24,7 @@ from app.errors import (
     RequestTooLarge,
     SessionBusy,
     SessionNotFound,
+    StoreUnavailable,
     TooManyRequests,
     TurnCancelled,
     UpstreamError,
@@ -51,6 +53,7 @@ from app.schemas import (
     history_answer,
     session_answer,
 )
+from app.sessions import SessionStore
 from app.streaming import turn_response
 from app.vllm import VLLMClient
 
@@ -81,6 +84,10 @@ async def _watch(request: Request) -> VLLMWatch:
     return cast(VLLMWatch, request.state.watch)
 
 
+async def _store(request: Request) -> SessionStore:
+    return cast(SessionStore, request.state.sessions)
+
+
 async def _admission(request: Request) -> Admission:
     return cast(Admission, request.state.admission)
 
@@ -88,6 +95,7 @@ async def _admission(request: Request) -> Admission:
 ChatDep = Annotated[Chat, Depends(_chat)]
 VLLMDep = Annotated[VLLMClient, Depends(_vllm)]
 WatchDep = Annotated[VLLMWatch, Depends(_watch)]
+StoreDep = Annotated[SessionStore, Depends(_store)]
 AdmissionDep = Annotated[Admission, Depends(_admission)]
 
 
@@ -99,7 +107,7 @@ def _problems(*errors: type[GatewayError]) -> dict[int | str, dict[str, Any]]:
     """OpenAPI responses for the errors that an endpoint can answer with, by status."""
     responses: dict[int | str, dict[str, Any]] = {}
     error: type[GatewayError]
-    for error in (*errors, RequestTimeout, RequestTooLarge, InvalidRequest, InternalError):
+    for error in (*errors, StoreUnavailable, RequestTimeout, RequestTooLarge, InvalidRequest, InternalError):
         described = f"`{error.code}`: {error.title}"
         if error.status in responses:
             described = f"{responses[error.status]['description']}; {described}"
@@ -143,7 +151,7 @@ async def init_session(body: InitSessionBody, request: Request, chat: ChatDep) -
     address = request.client.host if request.client else ""
     if body.session_id is None:
         return session_answer(*await chat.open(body.vllm_api_key, body.system_prompt, body.pairs(), address))
-    return session_answer(*await chat.replace_key(body.session_id, body.vllm_api_key, address))
+    return session_answer(body.session_id, await chat.replace_key(body.session_id, body.vllm_api_key, address))
 
 
 @sessions.post(
@@ -244,33 +252,44 @@ async def stop_session(body: SessionBody, chat: ChatDep) -> StopAnswer:
 
 
 @state.get("/health", summary="Что со шлюзом и vLLM", description="Всегда 200, пока жив шлюз.")
-async def health(chat: ChatDep, vllm: VLLMDep, watch: WatchDep) -> HealthAnswer:
+async def health(vllm: VLLMDep, watch: WatchDep, store: StoreDep) -> HealthAnswer:
     """Liveness: 200 as long as the gateway lives."""
-    reason = await watch.ailment()
+    reason, trouble = await asyncio.gather(watch.ailment(), store.ailment())
     return {
-        "status": "degraded" if reason else "ok",
+        "status": "degraded" if reason or trouble else "ok",
         "vllm": reason or "ok",
+        "store": trouble or "ok",
         "model": vllm.model,
         "version": __version__,
-        "sessions": await chat.session_count(),
-        "warnings": watch.warnings,
+        "sessions": await _session_count(store),
+        "warnings": [*watch.warnings, *store.warnings],
         "count_mismatches": watch.count_mismatches,
     }
+
+
+async def _session_count(store: SessionStore) -> int | None:
+    """Open sessions; None where the store does not answer."""
+    try:
+        return await store.count()
+    except StoreUnavailable:
+        return None
 
 
 @state.get(
     "/ready",
     summary="Можно ли вести диалог",
-    description="200, когда токенизатор загружен и vLLM отвечает; иначе, и когда шлюз останавливают, 503 и причина.",
+    description="200, когда токенизатор загружен, а vLLM и хранилище сессий отвечают; иначе, и когда шлюз "
+    "останавливают, 503 и причина.",
     responses={503: _problems(UpstreamUnavailable, Overloaded)[503]},
 )
-async def ready(watch: WatchDep, admission: AdmissionDep) -> ReadyAnswer:
+async def ready(watch: WatchDep, store: StoreDep, admission: AdmissionDep) -> ReadyAnswer:
     """Readiness."""
-    if admission.is_closing:
-        raise stopping()
-    reason = await watch.ailment()
+    admission.require_open()
+    reason, trouble = await asyncio.gather(watch.ailment(), store.ailment())
     if reason:
         raise UpstreamUnavailable(reason)
+    if trouble:
+        raise StoreUnavailable(trouble)
     return {"status": "ready"}
 
 
@@ -280,10 +299,10 @@ async def ready(watch: WatchDep, admission: AdmissionDep) -> ReadyAnswer:
     description="Текст в формате Prometheus. Ни сессий, ни текстов в нём нет. Выключается METRICS_ENABLED=false.",
     response_class=PlainTextResponse,
 )
-async def metrics(request: Request, chat: ChatDep, watch: WatchDep, admission: AdmissionDep) -> Response:
+async def metrics(request: Request, store: StoreDep, watch: WatchDep, admission: AdmissionDep) -> Response:
     """What was measured since the start, and how things stand."""
     now = State(
-        sessions=await chat.session_count(),
+        sessions=await _session_count(store),
         in_flight=admission.in_flight,
         waiting=admission.waiting,
         count_mismatches=watch.count_mismatches,

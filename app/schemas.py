@@ -244,9 +244,10 @@ class HealthAnswer(TypedDict):
 
     status: Literal["ok", "degraded"]
     vllm: Annotated[str, Field(description="ok или причина, по которой vLLM не отвечает.")]
+    store: Annotated[str, Field(description="ok или причина, по которой хранилище сессий не отвечает.")]
     model: Annotated[str, Field(description="Имя модели (VLLM_MODEL_NAME).")]
     version: Annotated[str, Field(description="Версия шлюза.")]
-    sessions: Annotated[int, Field(description="Сколько сессий открыто.")]
+    sessions: Annotated[int | None, Field(description="Сколько сессий открыто; null, если хранилище не отвечает.")]
     warnings: Annotated[list[str], Field(description="Что стоит исправить.")]
     count_mismatches: Annotated[
         int, Field(description="Сколько раз с запуска шлюза счёт токенов не совпал со счётом vLLM.")
@@ -275,9 +276,9 @@ class Problem(BaseModel):
     retry_after: Annotated[int | None, Field(description="Через сколько секунд повторить.")] = None
 
 
-def session_answer(session: Session, expires_in: int, context: ContextReceipt | None = None) -> SessionAnswer:
+def session_answer(session_id: str, expires_in: int, context: ContextReceipt | None = None) -> SessionAnswer:
     """Lay a session that was opened, or has another key, out."""
-    answer: SessionAnswer = {"session_id": session.id, "expires_in": expires_in}
+    answer: SessionAnswer = {"session_id": session_id, "expires_in": expires_in}
     if context is not None:
         answer["context"] = _context(context)
     return answer

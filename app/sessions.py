@@ -1,35 +1,36 @@
-"""Sessions and the store that keeps them."""
+"""Sessions, and what a store of them can do."""
 
-import asyncio
-import math
-import time
+import copy
 import uuid
-from collections import OrderedDict
+from asyncio import Event
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Protocol
+from typing import Protocol, Self, TypeVar
 
 import msgspec
 from pydantic import SecretStr
 
 from app.context import NO_SURPLUS, Pair, Surplus
-from app.errors import NothingToUndo, Overloaded, SessionBusy, SessionNotFound
+from app.errors import NothingToUndo
 from app.idempotency import KeptAnswer
 
-# How long the cleaner may keep everybody waiting at a time, and how many sessions it looks for meanwhile.
-_SWEEP_AT_ONCE_SECONDS = 0.002
-_SWEEP_AT_ONCE = 100
+T = TypeVar("T")
 
 
 class TurnInFlight(Protocol):
-    """What a session knows of the turn that occupies it."""
+    """What a store knows of the turn that occupies a session.
 
-    finished: asyncio.Event
+    Attributes:
+        finished: set by the store when the session is free again.
+        cancelled: whether it was stopped before its answer was complete.
+    """
+
+    finished: Event
     cancelled: bool
 
     def cancel(self) -> None:
-        """Stop it; `finished` is set when the session is free again."""
+        """Stop it, soon."""
 
 
 @dataclass(slots=True, eq=False)
@@ -44,9 +45,7 @@ class Session:
         dropped_pairs: how many of the oldest `pairs` the last committed turn left out of its prompt.
         forgotten_pairs: how many were removed from `pairs` to keep the text within its bound.
         surplus: what vLLM counted more of the last prompt than the gateway.
-        turn: the one in flight.
         public_id: an opaque stable name for logs and for `X-Session-Id`.
-        expires_at: the store's clock, seconds.
     """
 
     vllm_api_key: SecretStr
@@ -56,34 +55,18 @@ class Session:
     dropped_pairs: int = 0
     forgotten_pairs: int = 0
     surplus: Surplus = NO_SURPLUS
-    turn: TurnInFlight | None = None
-    expires_at: float = 0.0
     public_id: str = field(init=False)
     _text_bytes: int = 0
 
     def __post_init__(self) -> None:
         """A hash, from which the secret cannot be told."""
-        self.public_id = _public_id(self.id)
+        self.public_id = public_id(self.id)
 
-    def begin(self, turn: TurnInFlight) -> None:
-        """Let a turn occupy the session.
-
-        Raises:
-            SessionBusy: another one does.
-        """
-        self.require_idle()
-        self.turn = turn
-
-    def end(self) -> None:
-        """The turn in flight is over."""
-        assert self.turn is not None
-        self.turn.finished.set()
-        self.turn = None
-
-    def require_idle(self) -> None:
-        """Raise SessionBusy while a turn is in flight."""
-        if self.turn is not None:
-            raise SessionBusy
+    def copied(self) -> Self:
+        """The same, to be changed while this one stays."""
+        other = copy.copy(self)
+        other.pairs = list(self.pairs)
+        return other
 
     def commit(self, pair: Pair, dropped_pairs: int, max_text_bytes: int, *, replaces_last: bool = False) -> None:
         """Append a finished turn, then forget the oldest pairs that are over `max_text_bytes`.
@@ -116,7 +99,6 @@ class Session:
 
     def set_system_prompt(self, system_prompt: str, max_text_bytes: int) -> None:
         """Replace the system prompt; a longer one may cost the oldest pairs."""
-        self.require_idle()
         self.system_prompt = system_prompt
         self._forget(max_text_bytes)
 
@@ -131,13 +113,21 @@ class Session:
         self.forgotten_pairs += forgotten
         self.dropped_pairs = max(0, self.dropped_pairs - forgotten)
 
+    def catch_up(self, forgotten_pairs: int, pairs: Sequence[Pair]) -> None:
+        """Have so many pairs forgotten in all, and append others, as it was done elsewhere."""
+        count = forgotten_pairs - self.forgotten_pairs
+        self._text_bytes += sum([pair.size_bytes for pair in pairs])
+        self._text_bytes -= sum([pair.size_bytes for pair in self.pairs[:count]])
+        del self.pairs[:count]
+        self.pairs += pairs
+        self.forgotten_pairs = forgotten_pairs
+
     def undo(self) -> Pair:
         """Remove and return the last pair.
 
         Raises:
             NothingToUndo: there is none.
         """
-        self.require_idle()
         if not self.pairs:
             raise NothingToUndo
         pair = self.pairs.pop()
@@ -147,30 +137,71 @@ class Session:
 
     def reset(self) -> None:
         """Empty the history; the system prompt and the key stay."""
-        self.require_idle()
         self.pairs.clear()
         self.dropped_pairs = self.forgotten_pairs = self._text_bytes = 0
 
 
-def _public_id(session_id: str) -> str:
-    """Any string has one."""
+def public_id(session_id: str) -> str:
+    """The opaque name of a session; any string has one."""
     return sha256(session_id.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 class SessionStore(Protocol):
-    """Where sessions live between requests."""
+    """Where sessions live between requests, of which one turn at a time may occupy each.
+
+    Sessions that it hands out are to be looked at only, but for the one that a turn has begun with and the one in
+    `change`. What says so in its name or returns whole seconds to live starts a session's time anew.
+
+    Raises, all of them: SessionNotFound for a session that is not there (any more), StoreUnavailable.
+    """
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """What the gateway's owner should change, in Russian."""
+
+    async def ailment(self) -> str | None:
+        """Why it cannot be used, in Russian; None where it can. Takes at most a second."""
+
+    async def run(self) -> None:
+        """What it does on its own while the gateway runs."""
 
     async def add(self, session: Session) -> int:
-        """Keep a new session; returns the whole seconds it has. Raises Overloaded when there is no room."""
+        """Keep a new session; returns its seconds to live. Raises Overloaded when there is no room."""
 
-    async def get(self, session_id: str) -> Session:
-        """The live session with this id; raises SessionNotFound."""
+    async def require(self, session_id: str) -> None:
+        """Raise SessionNotFound where there is none; its time goes on."""
 
-    async def renew(self, session: Session) -> int:
-        """Start the session's time anew; returns the whole seconds it now has, 0 for one that is no longer kept."""
+    async def read(self, session_id: str) -> tuple[Session, int]:
+        """The committed state, and the seconds to live."""
 
-    async def remove(self, session: Session) -> None:
-        """End the session; it is no error that it has ended already."""
+    async def begin(self, session_id: str, turn: TurnInFlight) -> Session:
+        """Have a turn occupy a session, until `commit` or `release`; returns it, for the turn to change.
+
+        Raises:
+            SessionBusy: another one does.
+        """
+
+    async def commit(self, session: Session, turn: TurnInFlight) -> int:
+        """Keep what the turn has changed, all of it or nothing, and free the session. Returns the seconds to live."""
+
+    async def release(self, session: Session, turn: TurnInFlight) -> int:
+        """Free a session, and keep no change. Returns the seconds to live, 0 where it is gone; raises nothing."""
+
+    async def change(self, session_id: str, change: Callable[[Session], T]) -> tuple[T, int]:
+        """Change an idle session at once, all of it or nothing; returns what `change` does, and the seconds to live.
+
+        Raises:
+            SessionBusy: a turn is in flight.
+        """
+
+    async def replace_key(self, session_id: str, vllm_api_key: SecretStr) -> int:
+        """Give a session another key; a turn in flight goes on with the old one. Returns the seconds to live."""
+
+    async def cancel(self, session_id: str) -> tuple[bool, int]:
+        """Stop the turn in flight, wait until the session is free; whether it was stopped, and the seconds to live."""
+
+    async def stop(self, session_id: str) -> None:
+        """End the session: it is gone for everyone at once, then its turn in flight is stopped, and waited for."""
 
     async def require_room(self) -> None:
         """Raise Overloaded when one more session would be refused."""
@@ -180,89 +211,3 @@ class SessionStore(Protocol):
 
     async def count(self) -> int:
         """Live sessions, those included that have expired since the last sweep."""
-
-
-class MemoryStore:
-    """Sessions in a dict of this process, by a hash of their ids: how long a look-up takes tells nothing of an id.
-
-    All sessions live equally long, so the dict is kept in the order of expiry: `sweep` looks only at what it removes
-    (and at sessions with a turn in flight, which do not expire).
-    """
-
-    def __init__(self, ttl_seconds: float, max_sessions: int, clock: Callable[[], float] = time.monotonic) -> None:
-        """`clock` tells seconds and never goes back."""
-        self._ttl_seconds = ttl_seconds
-        self._max_sessions = max_sessions
-        self._clock = clock
-        self._sessions: OrderedDict[str, Session] = OrderedDict()
-
-    async def add(self, session: Session) -> int:
-        """See SessionStore."""
-        await self.require_room()
-        self._sessions[session.public_id] = session
-        return await self.renew(session)
-
-    async def get(self, session_id: str) -> Session:
-        """See SessionStore."""
-        session = self._sessions.get(_public_id(session_id))
-        if session is None:
-            raise SessionNotFound
-        if self._expired(session):
-            del self._sessions[session.public_id]
-            raise SessionNotFound
-        return session
-
-    async def renew(self, session: Session) -> int:
-        """See SessionStore."""
-        if session.public_id not in self._sessions:
-            return 0
-        session.expires_at = self._clock() + self._ttl_seconds
-        self._sessions.move_to_end(session.public_id)
-        return int(self._ttl_seconds)
-
-    async def remove(self, session: Session) -> None:
-        """See SessionStore."""
-        self._sessions.pop(session.public_id, None)
-
-    async def require_room(self) -> None:
-        """See SessionStore. `retry_after` is when the next session may expire."""
-        if len(self._sessions) < self._max_sessions or await self.sweep():
-            return
-        next_expiry = next(iter(self._sessions.values())).expires_at
-        raise Overloaded(
-            f"Открыто сессий: {self._max_sessions}, это предел (MAX_SESSIONS). Повторите позже, остановите ненужные "
-            "сессии или увеличьте MAX_SESSIONS.",
-            retry_after=max(1, math.ceil(next_expiry - self._clock())),
-        )
-
-    async def sweep(self) -> int:
-        """See SessionStore."""
-        removed = 0
-        while some := self._remove_some():
-            removed += some
-            await asyncio.sleep(0)
-        return removed
-
-    def _remove_some(self) -> int:
-        """Remove what has expired, the oldest first, for no longer than others may be kept waiting."""
-        end = time.perf_counter() + _SWEEP_AT_ONCE_SECONDS
-        expired = []
-        for session in self._sessions.values():
-            if self._expired(session):
-                expired.append(session.public_id)
-            elif session.turn is None:
-                break
-            if len(expired) == _SWEEP_AT_ONCE:
-                break
-        for removed, public_id in enumerate(expired):
-            if time.perf_counter() > end:
-                return removed
-            del self._sessions[public_id]
-        return len(expired)
-
-    async def count(self) -> int:
-        """See SessionStore."""
-        return len(self._sessions)
-
-    def _expired(self, session: Session) -> bool:
-        return session.turn is None and session.expires_at <= self._clock()

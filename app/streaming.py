@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Coroutine, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -36,7 +36,7 @@ class TurnResponse(Response):
     has gone, and `send` at hand together.
     """
 
-    def __init__(self, turn: AbstractAsyncContextManager[Turn], *, stream: bool) -> None:
+    def __init__(self, turn: Turn, *, stream: bool) -> None:
         """Takes a turn not yet entered, and which of the two answer forms to give."""
         super().__init__()
         self._turn = turn

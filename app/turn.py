@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol
+from types import TracebackType
+from typing import Any, Protocol, Self
 
 import msgspec
 
@@ -15,6 +16,7 @@ from app.errors import (
     GatewayError,
     InvalidRequest,
     Overloaded,
+    SessionNotFound,
     TurnCancelled,
     UpstreamGarbage,
     UpstreamRejected,
@@ -25,7 +27,7 @@ from app.metrics import Metrics
 from app.progress import Progress
 from app.prompt import Prompt, Prompts
 from app.record import TurnRecord
-from app.sessions import Session
+from app.sessions import Session, SessionStore
 from app.vllm import Answer, Message, ToolCall, Usage, VLLMClient
 
 CANCELLED = "cancelled"
@@ -143,6 +145,7 @@ class Resources:
     """What all turns of a gateway work with.
 
     Attributes:
+        sessions: what they belong to.
         vllm: whom they ask.
         prompts: makes what they ask.
         admission: lets them ask.
@@ -151,6 +154,7 @@ class Resources:
         max_session_bytes: text that one session may hold.
     """
 
+    sessions: SessionStore
     vllm: VLLMClient
     prompts: Prompts
     admission: Admission
@@ -160,24 +164,27 @@ class Resources:
 
 
 class Turn:
-    """One exchange of a session; lives while the session is busy with it.
+    """One exchange of a session, which is busy with it while it is entered.
 
     `cancel()` may be called by anyone at any time: it closes the connection to vLLM at once, wherever the turn is.
 
     Attributes:
-        finished: set when the session is free again.
-        cancelled: whether the turn was stopped before vLLM's answer was complete.
+        finished: see `TurnInFlight`.
+        cancelled: see `TurnInFlight`.
         is_repeated: whether the answer is that of an earlier turn, asked for again by its key.
         expires_in: whole seconds that the session had to live when the turn ended.
     """
 
-    def __init__(self, session: Session, question: Question, resources: Resources) -> None:
+    _session: Session
+
+    def __init__(self, session_id: str, question: Question, resources: Resources) -> None:
         self.finished = asyncio.Event()
         self.cancelled = False
         self.is_repeated = False
         self.expires_in = 0
-        self._session = session
+        self._session_id = session_id
         self._question = question
+        self._sessions = resources.sessions
         self._vllm = resources.vllm
         self._prompts = resources.prompts
         self._admission = resources.admission
@@ -190,8 +197,25 @@ class Turn:
         self._prompt: Prompt | None = None
         self._opened = False
         self._reply = Reply()
-        self._key = session.vllm_api_key
-        self._headers = {"X-Request-Id": question.request_id, "X-Session-Id": session.public_id}
+        self._is_committed = False
+
+    async def __aenter__(self) -> Self:
+        """Occupy the session.
+
+        Raises:
+            SessionNotFound, SessionBusy: see `SessionStore.begin`.
+        """
+        self._session = session = await self._sessions.begin(self._session_id, self)
+        self._key = session.vllm_api_key  # which may be replaced meanwhile
+        self._headers = {"X-Request-Id": self._question.request_id, "X-Session-Id": session.public_id}
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Free the session, where that is not done."""
+        if not self._is_committed:
+            self.expires_in = await self._sessions.release(self._session, self)
 
     def cancel(self) -> None:
         """Stop the turn; without effect once vLLM's answer is complete."""
@@ -228,6 +252,7 @@ class Turn:
             if prompt is None:
                 raise TurnCancelled
             result = self._finish(prompt)
+            await self._commit()
         except GatewayError as exc:
             outcome = exc.code
             self._metrics.failed(exc)
@@ -339,8 +364,17 @@ class Turn:
                 self._record.read(deltas)
                 await sink.write(deltas)
 
+    async def _commit(self) -> None:
+        """Have the store keep what the turn has changed; where the session was ended, and with it the turn, nothing."""
+        try:
+            self.expires_in = await self._sessions.commit(self._session, self)
+            self._is_committed = True
+        except SessionNotFound:
+            if not self._stopped:
+                raise
+
     def _finish(self, prompt: Prompt) -> TurnResult:
-        """Commit, unless the turn was stopped before the first token of the reply."""
+        """Write the turn into the session, unless it was stopped before the first token of the reply."""
         reply, session = self._reply, self._session
         if reply.usage is not None:
             session.surplus = self._prompts.agreement.compare(prompt.needed, reply.usage.prompt_tokens)

@@ -23,7 +23,8 @@ from pydantic import SecretStr
 
 from app.config import DEFAULT_SYSTEM_PROMPT
 from app.context import Pair
-from app.sessions import MemoryStore, Session
+from app.memory_store import MemoryStore
+from app.sessions import Session
 from bench.context import Lag
 from bench.load import Connection, opened
 from bench.overhead import resident_bytes

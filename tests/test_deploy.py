@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import SecretStr
 
 from app.config import Settings, load_settings
 from tests.readme import ROOT, commands, section
@@ -31,6 +32,8 @@ def defaults_of_the_gateway() -> dict[str, str]:
 def as_text(value: Any) -> str:
     if isinstance(value, tuple):
         return ",".join(value)
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -77,8 +77,9 @@ def test_the_chats_errors_are_all_declared(gateway: Gateway) -> None:
     assert codes(schema, "/chat", 409) == {"session_busy", "cancelled"}
     assert codes(schema, "/chat", 400) == {"context_too_long", "upstream_rejected"}
     assert codes(schema, "/chat", 404) == {"session_not_found"}
-    assert codes(schema, "/chat", 503) == {"overloaded", "upstream_unavailable"}
-    assert codes(schema, "/init_session", 503) == {"overloaded", "upstream_unavailable"}
+    assert codes(schema, "/chat", 503) == {"overloaded", "upstream_unavailable", "store_unavailable"}
+    assert codes(schema, "/init_session", 503) == {"overloaded", "upstream_unavailable", "store_unavailable"}
+    assert codes(schema, "/history", 503) == {"store_unavailable"}
     assert set(schema["paths"]["/chat"]["post"]["responses"]["200"]["content"]) == {
         "application/json",
         "text/event-stream",

@@ -9,7 +9,8 @@ from pydantic import SecretStr
 
 from app import __version__
 from app.background import KEYLESS_WARNING, sweep_sessions
-from app.sessions import MemoryStore, Session
+from app.memory_store import MemoryStore
+from app.sessions import Session
 from app.tasks import running
 from tests.conftest import Gateway, StartGateway, Upstream, problem
 from tests.scripted_vllm import ScriptedVLLM
@@ -21,6 +22,7 @@ def test_all_is_well(gateway: Gateway) -> None:
     assert gateway.http.get("/health").json() == {
         "status": "ok",
         "vllm": "ok",
+        "store": "ok",
         "model": "/app/model",
         "version": __version__,
         "sessions": 1,

@@ -33,7 +33,7 @@ COUNTERS = {
     "upstream_errors_total": {"kind"},
 }
 HISTOGRAMS = ["time_to_first_token_seconds", "inter_token_seconds", "turn_seconds", "added_seconds", "wait_seconds"]
-GAUGES = ["sessions", "turns_in_flight", "turns_waiting", "vllm_up", "vllm_stalled"]
+GAUGES = ["sessions", "turns_in_flight", "turns_waiting", "vllm_up", "vllm_stalled", "store_up"]
 GATEWAY_METRICS: dict[str, set[str]] = {
     **{f"chat_gateway_{name}": labels for name, labels in COUNTERS.items()},
     **{f"chat_gateway_{name}_bucket": {"le"} for name in HISTOGRAMS},

@@ -1,172 +1,15 @@
-"""Sessions and the store that keeps them in memory."""
+"""A session by itself."""
 
-import asyncio
 from typing import Any
 
-import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from app.context import Pair
-from app.errors import NothingToUndo, Overloaded, SessionBusy, SessionNotFound
-from app.sessions import MemoryStore, Session
-
-pytestmark = pytest.mark.anyio
-
-
-class Clock:
-    """Time that a test moves."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class IdleTurn:
-    """A turn that does nothing."""
-
-    def __init__(self) -> None:
-        self.finished = asyncio.Event()
-        self.cancelled = False
-
-    def cancel(self) -> None:
-        self.cancelled = True
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def store(clock: Clock) -> MemoryStore:
-    return MemoryStore(ttl_seconds=600, max_sessions=3, clock=clock)
-
-
-async def new_session(store: MemoryStore) -> Session:
-    session = Session(SecretStr("key"), "prompt")
-    await store.add(session)
-    return session
-
-
-async def test_a_session_is_found_until_its_time_is_up(store: MemoryStore, clock: Clock) -> None:
-    session = await new_session(store)
-    clock.now += 599.9
-    assert await store.get(session.id) is session
-    clock.now += 0.2
-    with pytest.raises(SessionNotFound):
-        await store.get(session.id)
-    assert await store.count() == 0, "gone on access, without the sweeper"
-
-
-async def test_renewing_starts_the_time_anew(store: MemoryStore, clock: Clock) -> None:
-    session = await new_session(store)
-    clock.now += 599
-    assert await store.renew(session) == 600
-    clock.now += 599
-    assert await store.get(session.id) is session
-
-
-async def test_a_session_with_a_turn_in_flight_does_not_expire(store: MemoryStore, clock: Clock) -> None:
-    session = await new_session(store)
-    session.begin(IdleTurn())
-    clock.now += 10_000
-    assert await store.sweep() == 0
-    assert await store.get(session.id) is session
-    session.end()
-    assert await store.sweep() == 1
-
-
-async def test_the_sweeper_removes_what_expired_and_nothing_else(store: MemoryStore, clock: Clock) -> None:
-    busy, old, renewed = [await new_session(store) for _ in range(3)]
-    busy.begin(IdleTurn())
-    clock.now += 300
-    await store.renew(renewed)
-    clock.now += 400
-    assert await store.sweep() == 1
-    assert await store.get(busy.id) is busy
-    assert await store.get(renewed.id) is renewed
-    with pytest.raises(SessionNotFound):
-        await store.get(old.id)
-
-
-async def test_nobody_is_evicted_for_a_newcomer(store: MemoryStore, clock: Clock) -> None:
-    sessions = [await new_session(store) for _ in range(3)]
-    clock.now += 100
-    with pytest.raises(Overloaded) as caught:
-        await new_session(store)
-    assert caught.value.helpful == {"retry_after": 500}
-    assert [await store.get(session.id) for session in sessions] == sessions
-
-
-async def test_expired_sessions_make_room_before_the_sweeper_comes(store: MemoryStore, clock: Clock) -> None:
-    for _ in range(3):
-        await new_session(store)
-    clock.now += 601
-    await new_session(store)
-    assert await store.count() == 1
-
-
-async def test_others_go_on_while_many_sessions_are_removed(clock: Clock) -> None:
-    store = MemoryStore(ttl_seconds=600, max_sessions=2000, clock=clock)
-    for _ in range(2000):
-        await new_session(store)
-    clock.now += 601
-    rounds = 0
-
-    async def work() -> None:
-        nonlocal rounds
-        while True:
-            rounds += 1
-            await asyncio.sleep(0)
-
-    worker = asyncio.create_task(work())
-    await asyncio.sleep(0)
-    rounds = 0
-    assert await store.sweep() == 2000
-    worker.cancel()
-    assert rounds >= 10
-    assert await store.count() == 0
-
-
-async def test_a_turn_that_outlasts_its_session_is_passed_over_by_the_sweep(store: MemoryStore, clock: Clock) -> None:
-    sessions = [await new_session(store) for _ in range(3)]
-    sessions[0].begin(IdleTurn())
-    clock.now += 601
-    assert await store.sweep() == 2
-    assert await store.get(sessions[0].id) is sessions[0]
-
-
-async def test_removing_twice_is_no_error(store: MemoryStore) -> None:
-    session = await new_session(store)
-    await store.remove(session)
-    await store.remove(session)
-    with pytest.raises(SessionNotFound):
-        await store.get(session.id)
-
-
-async def test_renewing_a_removed_session_does_not_bring_it_back(store: MemoryStore) -> None:
-    session = await new_session(store)
-    await store.remove(session)
-    await store.renew(session)
-    with pytest.raises(SessionNotFound):
-        await store.get(session.id)
-
-
-async def test_one_turn_at_a_time() -> None:
-    session = Session(SecretStr("key"), "")
-    first = IdleTurn()
-    session.begin(first)
-    for refused in (lambda: session.begin(IdleTurn()), session.undo, session.reset, session.require_idle):
-        with pytest.raises(SessionBusy):
-            refused()
-    session.end()
-    assert first.finished.is_set()
-    session.begin(IdleTurn())
+from app.errors import NothingToUndo
+from app.sessions import Session
 
 
 def test_undo_of_nothing() -> None:
@@ -217,11 +60,3 @@ def test_the_text_stays_within_its_bound_whatever_happens(steps: list[tuple[Any,
         assert text_bytes <= max_bytes
         assert len(session.pairs) + session.forgotten_pairs + removed == committed
         assert 0 <= session.dropped_pairs <= len(session.pairs)
-
-
-async def test_the_store_needs_no_event_loop_of_its_own() -> None:
-    store = MemoryStore(1, 1)
-    session = await new_session(store)
-    await anyio.sleep(1.05)
-    with pytest.raises(SessionNotFound):
-        await store.get(session.id)

@@ -13,7 +13,7 @@ from app.errors import GatewayError, InvalidKey
 from app.guesses import KeyGuesses
 from tests.conftest import Gateway, StartGateway, Upstream, gateway_process, problem
 from tests.scripted_vllm import KEY, Script, ScriptedVLLM
-from tests.test_sessions import Clock
+from tests.stores.turns import Clock
 
 LIMIT = 3
 

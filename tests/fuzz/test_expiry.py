@@ -15,7 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from pydantic import SecretStr
 
 from app.errors import Overloaded, SessionNotFound
-from app.sessions import MemoryStore, Session
+from app.memory_store import MemoryStore
+from app.sessions import Session
 from tests.fuzz.watched import TIMES
 
 TTL_SECONDS = 10
@@ -26,7 +27,7 @@ choices = st.integers(0, 100)
 
 
 class Turn:
-    """As much of one as a session knows."""
+    """As much of one as a store knows."""
 
     def __init__(self) -> None:
         self.finished = asyncio.Event()
@@ -42,6 +43,7 @@ class Known:
 
     session: Session
     end: int
+    turn: Turn | None = None
     is_removed: bool = False
 
 
@@ -63,7 +65,7 @@ class Store(RuleBasedStateMachine):
         return self.known[choice % len(self.known)]
 
     def is_live(self, known: Known) -> bool:
-        return not known.is_removed and (known.session.turn is not None or known.end > self.now)
+        return not known.is_removed and (known.turn is not None or known.end > self.now)
 
     def live(self) -> list[Known]:
         return [known for known in self.known if self.is_live(known)]
@@ -91,36 +93,39 @@ class Store(RuleBasedStateMachine):
         known = self.one(choice)
         if not self.is_live(known):
             with pytest.raises(SessionNotFound):
-                self.run(self.store.get(known.session.id))
+                self.run(self.store.read(known.session.id))
             known.is_removed = True
             return
-        assert self.run(self.store.get(known.session.id)) is known.session
-        self.renew(known)
-
-    def renew(self, known: Known) -> None:
-        assert self.run(self.store.renew(known.session)) == (0 if known.is_removed else TTL_SECONDS)
+        assert self.run(self.store.read(known.session.id)) == (known.session, TTL_SECONDS)
         known.end = self.now + TTL_SECONDS
 
     @precondition(lambda self: self.live())
     @rule(choice=choices)
     def begin_or_end_a_turn(self, choice: int) -> None:
         known = self.live()[choice % len(self.live())]
-        if known.session.turn is None:
-            known.session.begin(Turn())
+        if known.turn is None:
+            known.turn = Turn()
+            assert self.run(self.store.begin(known.session.id, known.turn)) is known.session
         else:
-            known.session.end()
-        self.renew(known)
+            assert self.run(self.store.release(known.session, known.turn)) == TTL_SECONDS
+            known.turn = None
+        known.end = self.now + TTL_SECONDS
 
     @precondition(lambda self: self.live())
     @rule(choice=choices)
     def remove(self, choice: int) -> None:
-        """Also while a turn is in flight, which ends then and renews what is gone."""
+        """Also while a turn is in flight, which ends then in what is gone."""
         known = self.live()[choice % len(self.live())]
-        self.run(self.store.remove(known.session))
+        self.run(self.remove_and_release(known))
         known.is_removed = True
-        if known.session.turn is not None:
-            known.session.end()
-            self.renew(known)
+
+    async def remove_and_release(self, known: Known) -> None:
+        stopping = asyncio.create_task(self.store.stop(known.session.id))
+        await asyncio.sleep(0)
+        if known.turn is not None:
+            assert not stopping.done()
+            assert await self.store.release(known.session, known.turn) == 0
+        await stopping
 
     @rule()
     def sweep(self) -> None:
