@@ -117,5 +117,10 @@ class RedisServer:
         except TimeoutError:
             raise StoreUnavailable(f"Redis не ответил за {seconds:g} с. Проверьте, что с ним.") from None
         except redis_errors.RedisError as exc:
-            _, detail, passes = next(row for row in _ERRORS if isinstance(exc, row[0]))
-            raise StoreUnavailable(detail.format(words=str(exc)[:_SHOWN_LETTERS]), passes=passes) from exc
+            raise translated(exc) from exc
+
+
+def translated(error: redis_errors.RedisError) -> StoreUnavailable:
+    """An error of the library in our words."""
+    _, detail, passes = next(row for row in _ERRORS if isinstance(error, row[0]))
+    return StoreUnavailable(detail.format(words=str(error)[:_SHOWN_LETTERS]), passes=passes)

@@ -52,9 +52,9 @@ local function free(cancelled)
   end
 end
 
--- What is written is given as ARGV from a position on: how many fields there are, their names and values, then pairs.
+-- An operation that writes has a token, ARGV[4]. What is written is given as ARGV from a position on: how many fields there are, their names and values, then pairs.
 local function set_fields(position)
-  call('HSET', session, unpack(ARGV, position + 1, position + 2 * ARGV[position]))
+  call('HSET', session, 'last', ARGV[4], unpack(ARGV, position + 1, position + 2 * ARGV[position]))
 end
 
 local function append_pairs(position)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from redis import Redis
 from redis import exceptions as redis_errors
@@ -40,7 +40,7 @@ class RedisProcess:
             probe.bind(("127.0.0.1", 0))
             self._port = int(probe.getsockname()[1])
         self.url = f"redis://127.0.0.1:{self._port}/0"
-        self.client = Redis(port=self._port, retry=Retry(NoBackoff(), 0))
+        self.client: Any = Redis(port=self._port, retry=Retry(NoBackoff(), 0))
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -85,7 +85,7 @@ class RedisProcess:
 
     def sessions(self) -> list[bytes]:
         """The keys of all sessions."""
-        return [key for key in cast(list[bytes], self.client.keys("*:session:*")) if key.count(b":") == 3]
+        return [key for key in self.client.keys("*:session:*") if key.count(b":") == 3]
 
 
 @contextmanager

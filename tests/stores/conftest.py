@@ -52,10 +52,11 @@ async def redis_store(
     max_sessions: int = 1000,
     timeout_seconds: float = 5,
     secrets: tuple[str, ...] = (SECRET,),
+    url: SecretStr | None = None,
 ) -> AsyncIterator[RedisStore]:
     """A store as a gateway has it, with what it does on its own."""
     seal = Seal([SecretStr(secret) for secret in secrets])
-    async with aclosing(RedisServer(SecretStr(redis.url), timeout_seconds)) as server:
+    async with aclosing(RedisServer(url or SecretStr(redis.url), timeout_seconds)) as server:
         store = RedisStore(server, seal, ttl_seconds, max_sessions)
         async with running(store.run()):
             yield store
