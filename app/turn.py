@@ -310,6 +310,8 @@ class Turn:
         """Wait for a place, fit, ask; and once more where vLLM finds more tokens than was known until now."""
         async with self._admission as has_waited:
             self._record.admitted(has_waited=has_waited)
+            if not self._vllm.max_model_len:  # it was another gateway that the session's key was shown to
+                await self._vllm.prove_key(self._key)
             prompt = await self._fit()
             try:
                 await self._ask(ask, prompt)

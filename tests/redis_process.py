@@ -17,7 +17,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 PROGRAMS = ("redis-server", "valkey-server")
-SECRET = "a secret of the tests' own, long enough"
+SECRET = "a secret of the tests' own and long enough"
 
 
 def program() -> str | None:
