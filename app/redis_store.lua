@@ -92,6 +92,14 @@ function operations.read()
   return look(ARGV[4], ARGV[5], ARGV[6], ARGV[7])
 end
 
+-- ARGV[4..7] as for `look`.
+function operations.read_idle()
+  if call('EXISTS', session) == 1 and call('EXISTS', turn) == 1 then
+    return { 'busy' }
+  end
+  return operations.read()
+end
+
 -- ARGV[4] the turn's token, [5] its lease in ms, [6..9] as for `look`.
 function operations.begin()
   if call('EXISTS', session) == 0 then

@@ -150,7 +150,7 @@ class RedisStore:
         """See SessionStore. Begins anew where somebody else was quicker."""
         until = time.monotonic() + self._server.timeout_seconds
         while True:
-            seen = await self._see(session_id, "read")
+            seen = await self._see(session_id, "read_idle")
             session = seen.session.copied()
             result = change(session)
             with suppress(_Changed):
