@@ -42,4 +42,4 @@ EXPOSE 8080
 # Not urllib: where Docker gives containers an HTTP_PROXY, urllib would ask the proxy for our own address.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
     CMD ["python", "-c", "from http.client import HTTPConnection as C; c = C('127.0.0.1', 8080, timeout=4); c.request('GET', '/health'); assert c.getresponse().status == 200"]
-CMD ["uvicorn", "app.main:app", "--host", "0.0.0.0", "--port", "8080", "--workers", "1", "--http", "app.protocol:BoundedProtocol", "--no-server-header", "--timeout-graceful-shutdown", "5"]
+CMD ["python", "-m", "app", "--host", "0.0.0.0", "--port", "8080"]

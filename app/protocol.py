@@ -37,7 +37,7 @@ class _Refused(Exception):
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, for `uvicorn --http app.protocol:BoundedProtocol`.
+    """uvicorn's protocol, as `python -m app` has it: `uvicorn --http app.protocol:BoundedProtocol`.
 
     A request's head (or the trailers of a chunked body) has at most MAX_HEAD_BYTES, give or take what one read brings,
     and MAX_HEADERS: 431. It arrives, with its body, within the time that the lifespan's state names

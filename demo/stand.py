@@ -169,8 +169,7 @@ def start_vllm(model: Path, key: str, max_model_len: int = DEFAULT_MAX_MODEL_LEN
 def start_gateway(python: Path, vllm_url: str, model: Path, **settings: str) -> Server:
     """Start the gateway in front of a vLLM; `settings` are further variables of its environment."""
     port = free_port()
-    command = [str(python), "-m", "uvicorn", "app.main:app", "--http", "app.protocol:BoundedProtocol"]
-    command += ["--host", "127.0.0.1", "--port", str(port)]
+    command = [str(python), "-m", "app", "--host", "127.0.0.1", "--port", str(port)]
     environ = {"VLLM_BASE_URL": f"{vllm_url}/v1", "VLLM_MODEL_NAME": SERVED_NAME, "TOKENIZER_PATH": str(model)}
     # Whoever stops it waits for no answer.
     environ |= {"DRAIN_SECONDS": "0", **settings}

@@ -29,7 +29,7 @@ def command_of_the_image(port: int) -> list[str]:
     words: list[str] = json.loads(line)
     for option, value in (("--host", "127.0.0.1"), ("--port", str(port))):
         words[words.index(option) + 1] = value
-    return [sys.executable, "-m", *words]
+    return [sys.executable, *words[1:]]
 
 
 @pytest.fixture

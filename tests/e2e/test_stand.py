@@ -302,7 +302,7 @@ def test_neither_key_nor_messages_are_left_anywhere(stand: Stand, gateway: Gatew
 
 def test_a_killed_gateway_comes_back(stand: Stand, session: SessionOf) -> None:
     before = stand.inspect("gateway")
-    os.kill(process_of(stand, "gateway", "uvicorn app.main:app"), signal.SIGKILL)
+    os.kill(process_of(stand, "gateway", "python -m app"), signal.SIGKILL)
     wait_until(lambda: stand.inspect("gateway")["RestartCount"] == before["RestartCount"] + 1, 30)
     wait_until(lambda: answers(URL), 60)
     session.gateway.refused(404, "session_not_found", "/history", session_id=session.id)

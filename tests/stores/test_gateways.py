@@ -9,9 +9,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from tests.conftest import Gateway, SessionOf, StartGateway, Upstream, gateway_process, problem, wait_until_idle
+from tests.processes import descendants, is_alive
 from tests.redis_process import RedisProcess
 from tests.scripted_vllm import KEY, ScriptedVLLM, delta, hanging, stream_of, streamed, whole
 from tests.servers import wait_until
@@ -226,3 +228,25 @@ def test_who_is_told_that_the_gateway_ends_is_told_that_the_session_stays(
         again = SessionOf(gateway, session.id)
         again.ok("/chat", message="ещё")
         assert again.contents() == ["ещё", "Ответ 2."]
+
+
+def test_several_processes_in_one_container(upstream: Upstream, model_folder: Path, redis: RedisProcess) -> None:
+    environ = {name.upper(): value for name, value in redis.settings.items()}
+    with gateway_process(upstream.url, model_folder, **environ, WEB_CONCURRENCY="3", DRAIN_SECONDS="5") as (
+        gateway,
+        pid,
+    ):
+        wait_until(lambda: len(redis.client.client_list(_type="pubsub")) == 3)
+        session = gateway.open()
+        for number in range(9):
+            with httpx2.Client(base_url=gateway.url) as http:  # a connection of its own, which any of them may take
+                SessionOf(Gateway(gateway.url, http), session.id).ok("/chat", message=f"вопрос {number}")
+        assert session.contents()[::2] == [f"вопрос {number}" for number in range(9)]
+        upstream.script.scripts.append(stream_of("не", "то", "роп", "ли", "во", gap=0.2))
+        with session.stream("ещё") as source:
+            events = iter(source)
+            next(events)
+            processes = descendants(pid)
+            os.kill(pid, signal.SIGTERM)
+            assert [event.event for event in events][-1] == "done", "it is let end"
+        wait_until(lambda: not any(map(is_alive, processes)))
