@@ -113,20 +113,20 @@ class Subject:
         """Of so many streams together."""
         return statistics.median(streamed.events_per_second for streamed in self.streams[number])
 
-    async def run_long_talk(self) -> None:
-        """Long talks, as long as is asked for."""
+    async def run_long_talk(self, late_turn: int = LATE_TURN) -> None:
+        """Long talks, of which the turns around an early one and this one count."""
         early, late = [], []
         for _ in range(LONG_TALKS):
             connections = await opened(self.server.url, 1)
             talk = self.talk(connections[0])
             await talk.begin()
             seconds = []
-            for _ in range(LATE_TURN + AROUND):
+            for _ in range(late_turn + AROUND):
                 begun = time.perf_counter()
                 await talk.turn()
                 seconds.append(time.perf_counter() - begun)
             early += seconds[EARLY_TURN - AROUND : EARLY_TURN + AROUND]
-            late += seconds[LATE_TURN - AROUND : LATE_TURN + AROUND]
+            late += seconds[late_turn - AROUND : late_turn + AROUND]
             _close(connections)
         self.long_talk_seconds = statistics.median(early), statistics.median(late)
 

@@ -1,9 +1,9 @@
 """A real Redis for tests, which can be killed, stopped and started again on its data."""
 
 import os
+import re
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -16,6 +16,10 @@ from redis import exceptions as redis_errors
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from tests.readme import ROOT
+from tests.servers import lasting_port
+
+PASSWORD = "of-the-tests"
 PROGRAMS = ("redis-server", "valkey-server")
 SECRET = "a secret of the tests' own and long enough"
 
@@ -25,21 +29,28 @@ def program() -> str | None:
     return next((path for name in PROGRAMS if (path := shutil.which(name))), None)
 
 
+def documented_rights() -> list[str]:
+    """What a gateway is allowed to do by the line in docs/scaling.md, as Redis has it."""
+    [line] = re.findall(r"^user gateway .*$", (ROOT / "docs/scaling.md").read_text(encoding="utf-8"), re.MULTILINE)
+    rights: list[str] = line.replace("ПАРОЛЬ", PASSWORD).split()[2:]
+    return rights
+
+
 class RedisProcess:
     """A server on a port of its own, with its data in a folder.
 
     Attributes:
-        url: for SESSION_STORE_URL.
-        client: speaks with it, past the gateways.
+        address: where it listens.
+        url: for SESSION_STORE_URL; a gateway may do there what it has to, and no more.
+        client: speaks with it, past the gateways, and may do anything.
     """
 
     def __init__(self, folder: Path, *options: str) -> None:
         self._folder = folder
         self._options = options
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = int(probe.getsockname()[1])
-        self.url = f"redis://127.0.0.1:{self._port}/0"
+        self._port = lasting_port()
+        self.address = f"127.0.0.1:{self._port}"
+        self.url = f"redis://gateway:{PASSWORD}@{self.address}/0"
         self.client: Any = Redis(port=self._port, retry=Retry(NoBackoff(), 0))
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -59,6 +70,7 @@ class RedisProcess:
         path = program()
         assert path is not None
         command = [path, "--port", str(self._port), "--bind", "127.0.0.1", "--dir", str(self._folder), "--save", ""]
+        command += ["--user", "gateway", *documented_rights()]
         self._process = subprocess.Popen([*command, *self._options], stdout=subprocess.DEVNULL)
         until = time.monotonic() + 10
         while True:

@@ -2,11 +2,12 @@
 
 import asyncio
 import itertools
+import random
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -52,6 +53,19 @@ def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> float:
         assert time.monotonic() - started < seconds, "waited in vain"
         time.sleep(0.005)
     return time.monotonic() - started
+
+
+def lasting_port() -> int:
+    """A free port that stays so while its server is down.
+
+    Below those that the system gives to connections: who tries to connect to one of these in vain may get that very
+    port for his own end, and is connected to himself.
+    """
+    while True:
+        port = random.randint(10_000, 30_000)
+        with suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def unused_url() -> str:

@@ -13,16 +13,14 @@ import httpx2
 import pytest
 
 from app.redis_store import LEASE_SECONDS
-from demo.stand import free_port
 from tests.conftest import Upstream
 from tests.crash.nursery import Nursery
 from tests.crash.talks import Talk, open_talks
 from tests.redis_process import SECRET, RedisProcess, program, redis_process
-from tests.servers import wait_until
-
-pytestmark = pytest.mark.anyio
+from tests.servers import lasting_port, wait_until
 
 TIMES = int(os.environ.get("CRASH_TIMES", "1"))
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60 + 60 * TIMES)]
 GATEWAYS = 3
 SESSIONS = 60
 TURNS = 20
@@ -35,7 +33,7 @@ class Gateways:
     def __init__(self, nursery: Nursery, environ: dict[str, str]) -> None:
         self._nursery = nursery
         self._environ = environ
-        self.ports = [free_port() for _ in range(GATEWAYS)]
+        self.ports = [lasting_port() for _ in range(GATEWAYS)]
         self.pids = [nursery.start(port, **environ) for port in self.ports]
 
     def kill(self, number: int) -> None:

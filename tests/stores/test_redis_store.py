@@ -1,6 +1,7 @@
 """The store in Redis: what it keeps there, what it does when Redis does not do its part, and several of it together."""
 
 import asyncio
+import re
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -16,7 +17,8 @@ from app.redis_server import RedisServer, translated
 from app.redis_store import LEASE_SECONDS, RedisStore
 from app.sessions import Session
 from tests.proxy import Network, network_to
-from tests.redis_process import RedisProcess
+from tests.readme import ROOT
+from tests.redis_process import RedisProcess, documented_rights
 from tests.servers import wait_until
 from tests.stores.conftest import redis_store
 from tests.stores.turns import IdleTurn
@@ -301,12 +303,12 @@ def traffic(redis: RedisProcess) -> int:
 @pytest.fixture
 def network(redis: RedisProcess) -> Iterator[Network]:
     """A network to Redis that can be cut."""
-    with network_to(redis.url.replace("redis", "http").removesuffix("/0")) as network:
+    with network_to(f"http://{redis.address}") as network:
         yield network
 
 
 async def test_what_is_sent_twice_is_done_once(redis: RedisProcess, network: Network) -> None:
-    url = SecretStr(network.url.replace("http", "redis"))
+    url = SecretStr(redis.url.replace(redis.address, network.url.removeprefix("http://")))
     async with redis_store(redis, url=url) as store:
         session_id = await new_session(store)
         for number in range(5):
@@ -416,16 +418,21 @@ async def test_a_replica(redis: RedisProcess) -> None:
         await take_turn(store, session_id, 0)
 
 
-@pytest.mark.parametrize("user", ["default:wrong", "nobody:wrong"])
+def test_what_the_documentation_allows_the_gateway_is_what_it_uses(redis: RedisProcess) -> None:
+    """All tests have no more rights; this one finds what would be too many."""
+    script = (ROOT / "app/redis_store.lua").read_text(encoding="utf-8")
+    of_the_script = {name.lower() for name in re.findall(r"call\('(\w+)'", script)}
+    of_the_library = {"evalsha", "script|load", "script|exists", "ping", "info", "subscribe", "select"}
+    allowed = {rule.removeprefix("+") for rule in documented_rights() if rule.startswith("+")}
+    assert allowed == of_the_script | of_the_library
+    assert redis.client.acl_whoami() == "default"
+
+
+@pytest.mark.parametrize("user", ["gateway:wrong", "nobody:wrong"])
 async def test_a_wrong_password_is_named_and_not_shown(redis: RedisProcess, user: str) -> None:
-    url = SecretStr(redis.url.replace("redis://", f"redis://{user}@"))
-    redis.client.config_set("requirepass", "right")
-    try:
-        async with redis_store(redis, url=url) as store:
-            with pytest.raises(StoreUnavailable) as caught:
-                await store.count()
-    finally:
-        redis.client.config_set("requirepass", "")
+    async with redis_store(redis, url=SecretStr(f"redis://{user}@{redis.address}/0")) as store:
+        with pytest.raises(StoreUnavailable) as caught:
+            await store.count()
     assert "SESSION_STORE_URL" in caught.value.detail
     assert "wrong" not in caught.value.detail
 
