@@ -1,11 +1,14 @@
 """`python -m app`: serve the gateway, as its image does."""
 
 import argparse
+import os
 import sys
+from tempfile import TemporaryDirectory
 
 import uvicorn
 
 from app.config import ConfigError, load_settings
+from app.metrics import FILES_OF_PROCESSES
 
 # After the drain there is nothing to wait for but clients that do not read.
 _SHUTDOWN_SECONDS = 5
@@ -25,11 +28,20 @@ def main() -> None:
     except ConfigError as exc:
         print(f"Ошибка: {exc}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
+    if settings.web_concurrency == 1:
+        _serve(asked.host, asked.port, processes=1)
+        return
+    with TemporaryDirectory(prefix="gateway-metrics-") as folder:
+        os.environ[FILES_OF_PROCESSES] = folder
+        _serve(asked.host, asked.port, settings.web_concurrency)
+
+
+def _serve(host: str, port: int, processes: int) -> None:
     uvicorn.run(
         "app.main:app",
-        host=asked.host,
-        port=asked.port,
-        workers=settings.web_concurrency,
+        host=host,
+        port=port,
+        workers=processes,
         http="app.protocol:BoundedProtocol",
         server_header=False,
         timeout_graceful_shutdown=_SHUTDOWN_SECONDS,

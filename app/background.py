@@ -6,8 +6,10 @@ from contextlib import suppress
 
 from pydantic import SecretStr
 
+from app.admission import Admission
 from app.agreement import CountAgreement
 from app.errors import GatewayError, StoreUnavailable, UpstreamError
+from app.metrics import Metrics
 from app.sessions import SessionStore
 from app.stall import StallWatch
 from app.tokenizer import ChatTokenizer
@@ -18,6 +20,7 @@ log = logging.getLogger(__name__)
 SWEEP_SECONDS = 60.0
 _WATCH_SECONDS = 5.0
 _FIRST_WATCH_SECONDS = 1.0
+_NOTE_SECONDS = 1.0
 
 KEYLESS_WARNING = (
     "vLLM запущен без ключа и принимает любой: проверка vllm_api_key ничего не защищает. "
@@ -33,6 +36,13 @@ async def sweep_sessions(sessions: SessionStore, every_seconds: float = SWEEP_SE
             removed = await sessions.sweep()
             if removed:
                 log.info("истекло сессий: %d, осталось: %d", removed, await sessions.count())
+
+
+async def note_state(metrics: Metrics, admission: Admission, watch: "VLLMWatch") -> None:
+    """Have other processes know how things stand in this one, for ever."""
+    while metrics.is_one_of_several:
+        metrics.note(admission.in_flight, admission.waiting, watch.count_mismatches)
+        await asyncio.sleep(_NOTE_SECONDS)
 
 
 class VLLMWatch:

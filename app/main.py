@@ -21,7 +21,7 @@ from starlette.types import ASGIApp
 
 from app import __version__
 from app.admission import Admission
-from app.background import VLLMWatch, sweep_sessions
+from app.background import VLLMWatch, note_state, sweep_sessions
 from app.chat import Chat
 from app.config import ONE_PROCESS, ConfigError, Settings, load_settings
 from app.direct import DirectChat
@@ -121,11 +121,12 @@ async def _set_up(stack: AsyncExitStack, settings: Settings, tokenizer: ChatToke
     sessions = await stack.enter_async_context(_store(settings))
     prompts = Prompts(settings, tokenizer, vllm)
     admission, progress, metrics = Admission(settings), Progress(), Metrics()
-    stack.callback(metrics.flush)
+    stack.callback(metrics.close)
     resources = Resources(sessions, vllm, prompts, admission, progress, metrics, settings.max_session_bytes)
     stall = StallWatch(vllm, progress, settings.vllm_stall_seconds)
     watch = VLLMWatch(vllm, tokenizer, prompts.agreement, stall)
-    for work in (sweep_sessions(sessions), sessions.run(), watch.run(), stall.run()):
+    noting = note_state(metrics, admission, watch)
+    for work in (sweep_sessions(sessions), sessions.run(), watch.run(), stall.run(), noting):
         await stack.enter_async_context(running(work))
     await stack.enter_async_context(draining_on_signal(admission, settings.drain_seconds))
     return {

@@ -1,15 +1,25 @@
-"""What the gateway measures of itself, for Prometheus. No label names a session, and none holds a text."""
+"""What the gateway measures of itself, for Prometheus. No label names a session, and none holds a text.
+
+Where it is several processes, whichever is asked answers for all of them: each writes its numbers into its own files
+(https://prometheus.github.io/client_python/multiprocess/).
+"""
 
 import asyncio
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, PlatformCollector, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
 from app.errors import GatewayError
+
+FILES_OF_PROCESSES = "PROMETHEUS_MULTIPROC_DIR"
+"""The library's variable: a folder, set before it is imported; only where there are several processes."""
 
 MEDIA_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
@@ -29,25 +39,24 @@ class State:
 
     Attributes:
         sessions: open ones; None where the store does not answer.
-        in_flight: requests to vLLM.
-        waiting: requests that wait for a place.
-        count_mismatches: token counts that were not vLLM's, since the start.
         vllm_up: vLLM answers.
         vllm_stalled: vLLM answers, but its engine does not.
     """
 
     sessions: int | None
-    in_flight: int
-    waiting: int
-    count_mismatches: int
     vllm_up: bool
     vllm_stalled: bool
 
 
 class Metrics:
-    """The metrics of one gateway."""
+    """The metrics of one gateway.
+
+    Attributes:
+        is_one_of_several: there are other processes, which ask for this one's numbers when they like.
+    """
 
     def __init__(self) -> None:
+        self.is_one_of_several = FILES_OF_PROCESSES in os.environ
         self._registry = CollectorRegistry()
         self.turns = self._counter("turns", "Turns that are over, by how they ended.", "outcome")
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens, by vLLM's count.")
@@ -70,11 +79,18 @@ class Metrics:
         self.wait = self._histogram(
             "wait", "In the waiting room, of turns that had to wait and were let in.", _WAIT_SECONDS
         )
+        self._in_flight = self._gauge("turns_in_flight", "Requests to vLLM that have a place.")
+        self._waiting_turns = self._gauge("turns_waiting", "Requests that wait for a place.")
+        self._mismatches = self._counter("count_mismatches", "Prompts in which vLLM found other tokens.")
+        self._known_mismatches = 0
         self._waiting: list[Callable[[], None]] = []
         self._state = _StateCollector()
-        self._registry.register(self._state)
-        ProcessCollector(registry=self._registry)
-        PlatformCollector(registry=self._registry)
+        if self.is_one_of_several:
+            _forget_dead_processes()
+        else:
+            self._registry.register(self._state)
+            ProcessCollector(registry=self._registry)
+            PlatformCollector(registry=self._registry)
         for outcome in ("completed", "cancelled"):
             self.turns.labels(outcome)
 
@@ -95,11 +111,33 @@ class Metrics:
         for tell in waiting:
             tell()
 
+    def note(self, in_flight: int, waiting: int, count_mismatches: int) -> None:
+        """How things stand: requests that have a place at vLLM, those that wait for one, wrong token counts so far."""
+        self._in_flight.set(in_flight)
+        self._waiting_turns.set(waiting)
+        self._mismatches.inc(count_mismatches - self._known_mismatches)
+        self._known_mismatches = count_mismatches
+
     def exposition(self, state: State) -> bytes:
         """All of it as Prometheus reads it, in `MEDIA_TYPE`."""
         self.flush()
         self._state.now = state
-        return generate_latest(self._registry)
+        registry = self._registry
+        if self.is_one_of_several:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+            registry.register(self._state)
+        return generate_latest(registry)
+
+    def close(self) -> None:
+        """No more is to come: what was counted stays, how things stood is forgotten."""
+        self.flush()
+        if self.is_one_of_several:
+            mark_process_dead(os.getpid())  # type: ignore[no-untyped-call]
+
+    def _gauge(self, name: str, description: str) -> Gauge:
+        """What is added up over the processes that live."""
+        return Gauge(f"{_PREFIX}_{name}", description, multiprocess_mode="livesum", registry=self._registry)
 
     def _counter(self, name: str, description: str, *labels: str) -> Counter:
         return Counter(f"{_PREFIX}_{name}", description, labels, registry=self._registry)
@@ -121,10 +159,13 @@ class _StateCollector(Collector):
         yield GaugeMetricFamily(f"{_PREFIX}_store_up", "1: the sessions' store answers.", store_up)
         if state.sessions is not None:
             yield GaugeMetricFamily(f"{_PREFIX}_sessions", "Open sessions.", state.sessions)
-        yield GaugeMetricFamily(f"{_PREFIX}_turns_in_flight", "Requests to vLLM that have a place.", state.in_flight)
-        yield GaugeMetricFamily(f"{_PREFIX}_turns_waiting", "Requests that wait for a place.", state.waiting)
-        yield CounterMetricFamily(
-            f"{_PREFIX}_count_mismatches", "Prompts in which vLLM found other tokens.", state.count_mismatches
-        )
         yield GaugeMetricFamily(f"{_PREFIX}_vllm_up", "1: vLLM answers.", state.vllm_up)
         yield GaugeMetricFamily(f"{_PREFIX}_vllm_stalled", "1: vLLM answers, but no request moves.", state.vllm_stalled)
+
+
+def _forget_dead_processes() -> None:
+    """What a process leaves that could not `close`: how things stood with it would be added to how they stand."""
+    for file in Path(os.environ[FILES_OF_PROCESSES]).glob("gauge_live*.db"):
+        pid = int(file.stem.rsplit("_", 1)[1])
+        if not Path(f"/proc/{pid}").exists():
+            mark_process_dead(pid)  # type: ignore[no-untyped-call]

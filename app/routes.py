@@ -301,15 +301,10 @@ async def ready(watch: WatchDep, store: StoreDep, admission: AdmissionDep) -> Re
 )
 async def metrics(request: Request, store: StoreDep, watch: WatchDep, admission: AdmissionDep) -> Response:
     """What was measured since the start, and how things stand."""
-    now = State(
-        sessions=await _session_count(store),
-        in_flight=admission.in_flight,
-        waiting=admission.waiting,
-        count_mismatches=watch.count_mismatches,
-        vllm_up=watch.is_up,
-        vllm_stalled=watch.is_stalled,
-    )
-    return Response(cast(Metrics, request.state.metrics).exposition(now), media_type=METRICS_MEDIA_TYPE)
+    measured = cast(Metrics, request.state.metrics)
+    measured.note(admission.in_flight, admission.waiting, watch.count_mismatches)
+    now = State(sessions=await _session_count(store), vllm_up=watch.is_up, vllm_stalled=watch.is_stalled)
+    return Response(measured.exposition(now), media_type=METRICS_MEDIA_TYPE)
 
 
 router.include_router(sessions)

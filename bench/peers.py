@@ -25,7 +25,7 @@ http {{
     scgi_temp_path {folder}/scgi;
     client_body_buffer_size 1m;
     keepalive_requests 1000000000;
-    upstream vllm {{ server {upstream}; keepalive 2048; keepalive_requests 1000000000; }}
+    upstream vllm {{ {method} {servers} keepalive 2048; keepalive_requests 1000000000; }}
     server {{
         listen 127.0.0.1:{port} backlog=4096;
         location / {{
@@ -37,6 +37,18 @@ http {{
     }}
 }}
 """
+_VLLMS = """\
+    upstream vllms_{name} {{ {method} server {servers}; }}
+    server {{
+        listen 127.0.0.1:{port};
+        location / {{
+            proxy_pass http://vllms_{name};
+            proxy_http_version 1.1;
+            proxy_buffering off;
+            proxy_read_timeout 600s;
+        }}
+    }}
+"""
 _LITELLM = """\
 model_list:
   - model_name: {model}
@@ -44,16 +56,17 @@ model_list:
 """
 
 
-def start_nginx(upstream_url: str) -> Server:
-    """Nginx as a plain proxy, one worker."""
-    folder = WORK / "nginx"
-    folder.mkdir(parents=True, exist_ok=True)
+def start_nginx(*upstream_urls: str, method: str = "") -> Server:
+    """Nginx as a plain proxy, one worker; `method` is how it chooses among several upstreams, by turns otherwise."""
     port = free_port()
-    config = _NGINX.format(folder=folder, port=port, upstream=upstream_url.removeprefix("http://"))
+    folder = WORK / f"nginx-{port}"
+    folder.mkdir(parents=True, exist_ok=True)
+    servers = " ".join(f"server {url.removeprefix('http://')};" for url in upstream_urls)
+    config = _NGINX.format(folder=folder, port=port, method=method, servers=servers)
     (folder / "nginx.conf").write_text(config, encoding="utf-8")
     assert NGINX_PROGRAM is not None
     command = [NGINX_PROGRAM, "-p", str(folder), "-c", str(folder / "nginx.conf")]
-    return Server("nginx", command, {}, port, "/health")
+    return Server(folder.name, command, {}, port, "/health")
 
 
 def start_litellm(environment: Path, upstream_url: str) -> Server:

@@ -30,20 +30,26 @@ HISTORY_PAIRS = 60
 
 @dataclass
 class Talk:
-    """A session under one ratio, and what was seen of it."""
+    """A session, and what was seen of it.
 
-    ratio: str
+    Attributes:
+        name: what sets it apart: a ratio here.
+        seconds: to the first token, of each turn.
+        answers: to each turn.
+    """
+
+    name: str
     client: GatewayClient
     chooser: random.Random
     session_id: str = ""
     seconds: list[float] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
 
-    def open(self) -> None:
-        """Open the session with more history than fits."""
+    def open(self, pairs: int = HISTORY_PAIRS) -> None:
+        """Open the session with a history, of more than fits if not said otherwise."""
         history = [
             message_of(role, words(self.chooser, count))
-            for _ in range(HISTORY_PAIRS)
+            for _ in range(pairs)
             for role, count in (("user", QUESTION_WORDS), ("assistant", REPLY_TOKENS // 2))
         ]
         self.session_id = self.client.init_session(KEY, history=history)["session_id"]
@@ -71,7 +77,7 @@ class Talk:
         filled = statistics.mean(context["used"] / context["limit"] for context in contexts)
         median, p90 = statistics.median(self.seconds[1:]), sorted(self.seconds[1:])[int(0.9 * len(self.seconds[1:]))]
         return (
-            f"{self.ratio:>5}{1000 * median:>12.0f}{1000 * p90:>8.0f}{100 * cached / prompted:>11.1f} %{moves:>8}"
+            f"{self.name:>5}{1000 * median:>12.0f}{1000 * p90:>8.0f}{100 * cached / prompted:>11.1f} %{moves:>8}"
             f"{100 * filled:>9.0f} %"
         )
 
@@ -97,7 +103,7 @@ def main() -> None:
         first, *others = talks
         for talk in others:
             times = statistics.median(first.seconds[1:]) / statistics.median(talk.seconds[1:])
-            print(f"first token at {talk.ratio}, at the median: {times:.1f} times sooner than at {first.ratio}")
+            print(f"first token at {talk.name}, at the median: {times:.1f} times sooner than at {first.name}")
 
 
 def talk_through(stack: ExitStack, python: Path, vllm_url: str, model: Path, ratio: str) -> Talk:

@@ -242,10 +242,15 @@ def test_several_processes_in_one_container(upstream: Upstream, model_folder: Pa
             with httpx2.Client(base_url=gateway.url) as http:  # a connection of its own, which any of them may take
                 SessionOf(Gateway(gateway.url, http), session.id).ok("/chat", message=f"вопрос {number}")
         assert session.contents()[::2] == [f"вопрос {number}" for number in range(9)]
-        upstream.script.scripts.append(stream_of("не", "то", "роп", "ли", "во", gap=0.2))
+        upstream.script.scripts.append(stream_of("не", "то", "роп", "ли", "во", gap=0.6))
         with session.stream("ещё") as source:
             events = iter(source)
             next(events)
+            for _ in range(5):  # whichever of them is asked
+                with httpx2.Client(base_url=gateway.url) as http:
+                    now = Gateway(gateway.url, http).metrics()
+                assert (now("turns_total", "completed"), now("turn_seconds_count"), now("sessions")) == (9, 9, 1)
+            wait_until(lambda: gateway.metrics()("turns_in_flight") == 1)
             processes = descendants(pid)
             os.kill(pid, signal.SIGTERM)
             assert [event.event for event in events][-1] == "done", "it is let end"
