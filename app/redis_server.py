@@ -115,7 +115,7 @@ class RedisServer:
             async with asyncio.timeout(seconds):
                 yield
         except TimeoutError:
-            raise StoreUnavailable(f"Redis не ответил за {seconds:g} с. Проверьте, что с ним.") from None
+            raise StoreUnavailable("Redis не ответил вовремя (SESSION_STORE_TIMEOUT_SECONDS).") from None
         except redis_errors.RedisError as exc:
             raise translated(exc) from exc
 

