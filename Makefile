@@ -52,7 +52,7 @@ lint: ## проверить стиль, формат и типы
 	@.venv/bin/hadolint Dockerfile Dockerfile.vllm
 	@.venv/bin/shellcheck .ci/run
 
-bench: ## измерить, сколько добавляет шлюз, остановку ответа, его показ, счёт токенов, память и кэш vLLM
+bench: ## измерить, сколько добавляет шлюз и Redis, остановку ответа, его показ, счёт токенов, память и кэш vLLM
 	@$(PYTHON) -m demo.environments gateway vllm
 	@.venv/bin/python -m bench.overhead $(BENCH_ARGS)
 	@.venv/bin/python -m bench.soak
@@ -61,6 +61,8 @@ bench: ## измерить, сколько добавляет шлюз, оста
 	@.venv/bin/python -m bench.rendering
 	@.venv/bin/python -m bench.context
 	@.venv/bin/python -m bench.window
+	@.venv/bin/python -m bench.stores
+	@.venv/bin/python -m bench.affinity
 
 clean: ## удалить окружения и всё созданное
 	rm -rf .venv .venv-vllm .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -30,7 +30,8 @@ def main() -> None:
     """Print one row for each way to choose."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     if NGINX_PROGRAM is None:
-        sys.exit("Нет nginx (apt-get install nginx-light): распределять некому.")
+        print("nginx не найден: распределять некому (apt-get install nginx-light)", file=sys.stderr)
+        return
     model = larger_model(layers=6, hidden=256)
     python = prepare("gateway")
     with ExitStack() as stack:

@@ -26,11 +26,9 @@ from tests.test_cancel import (
 )
 from tests.test_chat import (
     test_a_pair_too_large_for_a_session_is_answered_and_forgotten,
-    test_a_turn_longer_than_the_ttl_keeps_its_session,
     test_cancelling_nothing,
     test_history_undo_and_reset,
     test_sessions_do_not_mix,
-    test_sessions_expire_and_every_accepted_request_renews_them,
     test_stopping_a_session_ends_it,
     test_texts_survive_as_they_are,
     test_the_oldest_pairs_are_forgotten_when_a_session_holds_too_much,
@@ -76,7 +74,6 @@ __all__ = [
     "test_a_stopped_answer_that_others_followed_is_an_answer",
     "test_a_stream_cancelled_before_its_first_token_commits_nothing",
     "test_a_stream_cancelled_before_vllm_accepts_it_is_an_ordinary_409",
-    "test_a_turn_longer_than_the_ttl_keeps_its_session",
     "test_an_answer_can_be_asked_for_in_the_other_form",
     "test_another_question_under_the_same_key_is_refused",
     "test_cancel_ends_a_stream_with_done_and_commits_what_came",
@@ -85,7 +82,6 @@ __all__ = [
     "test_earlier_answers_are_found_too",
     "test_history_undo_and_reset",
     "test_sessions_do_not_mix",
-    "test_sessions_expire_and_every_accepted_request_renews_them",
     "test_sessions_have_keys_of_their_own",
     "test_stop_session_ends_a_stream_with_done",
     "test_stop_session_stops_a_json_answer",
