@@ -27,18 +27,18 @@ class QuickServer(uvicorn.Server):
 
 
 @contextmanager
-def serve(app: ASGIApp, port: int = 0) -> Iterator[str]:
+def serve(app: ASGIApp, port: int = 0, address: str = "127.0.0.1") -> Iterator[str]:
     """Serve an ASGI app as the gateway is; yields its base URL, and stops it on leaving even if requests hang."""
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind(("127.0.0.1", port))
+    listener.bind((address, port))
     config = uvicorn.Config(app, http=BoundedProtocol, log_config=None, timeout_graceful_shutdown=1)
     server = QuickServer(config)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     wait_until(lambda: server.started or not thread.is_alive())
     try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield f"http://{address}:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join(10)
