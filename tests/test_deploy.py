@@ -1,8 +1,10 @@
 """One truth in the code, .env.example, the README and the files of the stand; and what those files promise."""
 
+import itertools
 import json
 import re
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,10 +12,14 @@ import yaml
 from pydantic import SecretStr
 
 from app.config import Settings, load_settings
+from app.errors import MEDIA_TYPE, GatewayError, InternalError
+from app.headers import SECURITY
 from tests.readme import ROOT, commands, section
 
 EXAMPLE = ROOT / "docker-compose.example.yaml"
 CPU = ROOT / "deploy" / "docker-compose.cpu.yaml"
+SCALE = ROOT / "deploy" / "docker-compose.scale.yaml"
+HAPROXY = ROOT / "deploy" / "haproxy"
 
 # Lines of .env.example that are no defaults but something else to choose.
 CHOICES = {
@@ -41,7 +47,7 @@ def as_text(value: Any) -> str:
 
 def defaults_of_the_stand() -> dict[str, str]:
     """Variable: default, of all that the compose files put in by `${NAME:-default}`."""
-    text = EXAMPLE.read_text(encoding="utf-8") + CPU.read_text(encoding="utf-8")
+    text = "".join(path.read_text(encoding="utf-8") for path in (EXAMPLE, CPU, SCALE))
     found = re.findall(r"\$\{(\w+):-([^}]*)\}", text)
     for name, default in found:
         assert dict(found)[name] == default, f"two defaults of {name}"
@@ -62,9 +68,27 @@ def readme_table(title: str) -> dict[str, str]:
     return {name: "" if default == "пусто" else default.strip("`") for name, default in rows}
 
 
-def service(name: str) -> Any:
+class Overlay(yaml.SafeLoader):
+    """Reads `!reset` and `!override` as what they stand before."""
+
+
+Overlay.add_multi_constructor("!", lambda loader, _, node: read_plainly(loader, node))
+
+
+def read_plainly(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
+    if isinstance(node, yaml.SequenceNode):
+        return loader.construct_sequence(node, deep=True)
+    return loader.construct_mapping(node, deep=True) if isinstance(node, yaml.MappingNode) else None
+
+
+def definitions(path: Path = EXAMPLE) -> Any:
+    """All services in a file of the stand, nothing put in for variables."""
+    return yaml.load(path.read_text(encoding="utf-8"), Overlay)["services"]
+
+
+def service(name: str, path: Path = EXAMPLE) -> Any:
     """A service of the stand, nothing put in for variables."""
-    return yaml.safe_load(EXAMPLE.read_text(encoding="utf-8"))["services"][name]
+    return definitions(path)[name]
 
 
 def arguments(dockerfile: str) -> dict[str, str]:
@@ -127,9 +151,9 @@ def test_every_value_of_the_example_is_a_possible_one(monkeypatch: pytest.Monkey
 # --- what the files promise ---
 
 
-@pytest.mark.parametrize("name", ["gateway", "vllm", "prometheus", "grafana"])
+@pytest.mark.parametrize("name", ["gateway", "vllm", "prometheus", "grafana", "proxy", "balancer", "redis"])
 def test_a_service_has_no_more_rights_than_it_needs(name: str) -> None:
-    definition = service(name)
+    definition = service(name) if name in definitions() else service(name, SCALE)
     assert definition["read_only"] is True
     assert definition["cap_drop"] == ["ALL"]
     assert definition["security_opt"] == ["no-new-privileges:true"]
@@ -151,6 +175,87 @@ def test_only_the_gateway_can_be_reached() -> None:
     assert service("gateway")["ports"] == ["${GATEWAY_PORT:-8080}:8080"]
     assert "ports" not in service("vllm")
     assert service("vllm")["networks"] == ["backend"]
+
+
+def test_of_several_gateways_only_the_proxy_can_be_reached() -> None:
+    scale = definitions(SCALE)
+    assert scale["proxy"]["ports"] == ["${GATEWAY_PORT:-8080}:8080"]
+    assert [name for name, definition in scale.items() if definition.get("ports")] == ["proxy"]
+    assert "ports: !reset []" in SCALE.read_text(encoding="utf-8")
+    networks = {name: definition.get("networks") for name, definition in scale.items()}
+    assert networks == {
+        "proxy": ["default", "gateways"],
+        "gateway": ["gateways", "backend", "sessions"],
+        "redis": ["sessions"],
+        "balancer": ["backend"],
+        "vllm": None,
+        "vllm-2": None,
+    }
+    within = yaml.load(SCALE.read_text(encoding="utf-8"), Overlay)["networks"]
+    assert within == {"gateways": {"internal": True}, "sessions": {"internal": True}}
+
+
+def test_every_vllm_behind_the_balancer_is_a_service_with_a_card_of_its_own() -> None:
+    configured = (HAPROXY / "vllm.cfg").read_text(encoding="utf-8")
+    servers = re.findall(r'^    server (\S+) "\1:', configured, re.MULTILINE)
+    scale = definitions(SCALE)
+    assert servers == [name for name in scale if name.startswith("vllm")]
+    devices = [scale[name]["deploy"]["resources"]["reservations"]["devices"] for name in servers]
+    assert [device["device_ids"] for [device] in devices] == [[str(number)] for number in range(len(servers))]
+    for name in servers[1:]:
+        assert scale[name].keys() == {"extends", "deploy"}
+        assert scale[name]["extends"] == {"file": "docker-compose.yaml", "service": "vllm"}
+
+
+def test_redis_keeps_sessions() -> None:
+    command = service("redis", SCALE)["command"]
+    for option in ("--appendonly yes", "--maxmemory-policy noeviction"):
+        assert option in command
+    assert service("redis", SCALE)["volumes"] == ["redis:/data"]
+    assert service("gateway", SCALE)["environment"]["SESSION_SECRET"].startswith("${SESSION_SECRET:?")
+
+
+def test_the_proxies_wait_longer_than_anybody_behind_them() -> None:
+    configured = (HAPROXY / "haproxy.cfg").read_text(encoding="utf-8")
+    limits = {name: int(number) for name, number in re.findall(r"(hard-stop-after|timeout server) (\d+)", configured)}
+    assert limits["timeout server"] * 60 > Settings().vllm_total_timeout_seconds
+    assert limits["hard-stop-after"] > Settings().drain_seconds
+    for name in ("proxy", "balancer"):
+        assert int(service(name, SCALE)["stop_grace_period"].removesuffix("s")) > limits["hard-stop-after"]
+
+
+def test_errors_of_the_proxy_have_the_form_of_the_gateways() -> None:
+    configured = (HAPROXY / "gateways.cfg").read_text(encoding="utf-8")
+    found = re.findall(
+        r"http-error status (\d+) content-type (\S+) (?:hdr Retry-After (\d+) )?string '(.*)'", configured
+    )
+    assert [status for status, *_ in found] == ["400", "408", "500", "502", "503", "504"]
+    kinds: dict[str, type[GatewayError]] = {kind.code: kind for kind in subclasses(GatewayError)}
+    for status, media_type, retry_after, body in found:
+        shown = json.loads(body)
+        kind = kinds[shown["code"]]
+        more = {"retry_after": int(retry_after)} if retry_after else {}
+        assert shown == kind(shown["detail"], **more).problem() | {"status": int(status)}
+        assert media_type == MEDIA_TYPE
+        assert status == str(kind.status) or (status, kind) == ("502", InternalError)
+    for name, value in SECURITY:
+        lines = [line for line in configured.splitlines() if "http-after-response set-header " in line.lower()]
+        assert any(f"set-header {name.decode()} " in line.lower() and value.decode() in line for line in lines), name
+
+
+def subclasses(kind: type[GatewayError]) -> list[type[GatewayError]]:
+    """All that have a code of their own."""
+    children = [child for child in kind.__subclasses__() if child.__module__ == "app.errors"]
+    return [*(child for child in children if "code" in vars(child)), *itertools.chain(*map(subclasses, children))]
+
+
+@pytest.mark.parametrize("path", [EXAMPLE, SCALE], ids=["example", "scale"])
+def test_published_images_are_of_an_exact_version(path: Path) -> None:
+    images = [definition.get("image", "") for definition in definitions(path).values()]
+    published = [image for image in images if image and not image.startswith("simple-chat-gateway")]
+    assert published
+    for image in published:
+        assert re.fullmatch(r"[a-z/]+:v?\d+\.\d+\.\d+(-alpine)?", image), image
 
 
 def test_the_key_is_on_no_command_line() -> None:

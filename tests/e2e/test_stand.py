@@ -30,6 +30,8 @@ SECRET_TEXT = "тайна, которой не место в журнале"
 URL = "http://127.0.0.1:8080"
 CPU_IMAGE = "public.ecr.aws/q9t5s3a7/vllm-cpu-release-repo:v0.32.0"
 FOR_THE_CPU = "docker-compose.yaml:deploy/docker-compose.cpu.yaml"
+FIRST_NETWORKS = {"default", "backend"}
+SESSION_SECRET = "0123456789abcdef" * 2
 LONG = {"max_tokens": 6000, "extra": {"ignore_eos": True}}
 
 
@@ -156,9 +158,9 @@ def transformers_of(stand: Stand) -> str:
 # --- the files ---
 
 
-@pytest.mark.parametrize("cpu", [False, True])
+@pytest.mark.parametrize("overlays", [[], ["cpu"], ["scale"], ["scale", "cpu"]], ids="+".join)
 @pytest.mark.parametrize("env", ["as shipped", "with all that is commented out", "with the newer pair"])
-def test_compose_accepts_every_combination(tmp_path: Path, model_folder: Path, env: str, cpu: bool) -> None:  # noqa: FBT001
+def test_compose_accepts_every_combination(tmp_path: Path, model_folder: Path, env: str, overlays: list[str]) -> None:
     stand = Stand(tmp_path, model_folder)
     stand.set_up()
     lines = (tmp_path / ".env").read_text()
@@ -168,17 +170,37 @@ def test_compose_accepts_every_combination(tmp_path: Path, model_folder: Path, e
         if wanted and line.startswith("#") and line[1:].partition("=")[0].isidentifier() and line[1:2].isupper():
             lines = lines.replace(line, line[1:])
     (tmp_path / ".env").write_text(lines)
-    files = FOR_THE_CPU if cpu else "docker-compose.yaml"
+    cpu, scale = "cpu" in overlays, "scale" in overlays
+    if scale:
+        stand.set(SESSION_SECRET=SESSION_SECRET)
+    files = ":".join(["docker-compose.yaml", *(f"deploy/docker-compose.{name}.yaml" for name in overlays)])
     stand.type("docker compose config --quiet", COMPOSE_FILE=files)
     services = json.loads(stand.type("docker compose config --format json", COMPOSE_FILE=files))["services"]
     monitoring = {"prometheus", "grafana"} if env == "with all that is commented out" else set()
-    assert services.keys() == {"gateway", "vllm"} | monitoring
-    reservations = services["vllm"].get("deploy", {}).get("resources", {}).get("reservations", {})
-    assert bool(reservations.get("devices")) is not cpu
+    vllms = ["vllm", "vllm-2"] if scale and not cpu else ["vllm"]
+    several = {"proxy", "balancer", "redis"} if scale else set()
+    assert services.keys() == {"gateway", *vllms} | several | monitoring
     version = "0.16.0" if env == "as shipped" and not cpu else "0.32.0"
     assert services["gateway"]["build"]["args"]["VLLM_VERSION"] == version
     assert services["gateway"]["image"].endswith(version)
-    assert services["vllm"]["image"].endswith(version)
+    assert bool(services["gateway"].get("ports")) is not scale
+    assert set(services["gateway"]["networks"]) == ({"gateways", "backend", "sessions"} if scale else FIRST_NETWORKS)
+    for number, name in enumerate(vllms):
+        reservations = services[name].get("deploy", {}).get("resources", {}).get("reservations", {})
+        devices = reservations.get("devices", [])
+        assert bool(devices) is not cpu
+        assert not scale or [device["device_ids"] for device in devices] == ([] if cpu else [[str(number)]])
+        assert services[name]["image"].endswith(version)
+        assert services[name]["command"] == services["vllm"]["command"]
+
+
+def test_several_gateways_need_a_secret(tmp_path: Path, model_folder: Path) -> None:
+    stand = Stand(tmp_path, model_folder)
+    stand.set_up()
+    files = "docker-compose.yaml:deploy/docker-compose.scale.yaml"
+    result = stand.try_to("docker compose config --quiet", COMPOSE_FILE=files)
+    assert result.returncode != 0
+    assert "Задайте в .env SESSION_SECRET" in result.stderr
 
 
 def test_without_a_key_compose_says_what_to_do(tmp_path: Path, model_folder: Path) -> None:
