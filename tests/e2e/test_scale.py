@@ -33,9 +33,8 @@ from tests.test_shutdown import command_of_the_image
 CONFIGURATION = ROOT / "deploy" / "haproxy"
 HAPROXY = shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
 GATEWAYS = ["127.0.1.1", "127.0.1.2", "127.0.1.3"]
-# Words of HAProxy about a server.
+# Words of HAProxy about a gateway.
 DRAINING = "is DOWN, reason: Layer7 wrong status, code: 503"
-BACK = "is UP, reason: Layer7 check passed"
 VLLMS = {"vllm": "127.0.2.1", "vllm-2": "127.0.2.2"}
 
 
@@ -202,7 +201,7 @@ def stand(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Itera
             started.start_vllm(vllm)
         for address in GATEWAYS[:2]:
             started.start_gateway(address)
-        wait_until(lambda: said_by(proxy).count(BACK) == 4, 60)
+        wait_until(lambda: ready_gateways(started) == set(GATEWAYS[:2]), 60)
         yield started
 
 
@@ -407,7 +406,7 @@ def test_a_stopping_gateway_loses_nothing_and_gets_nothing_new_and_another_takes
 def test_without_any_vllm_the_gateways_themselves_say_so(stand: Stand) -> None:
     session = stand.proxy.open()
     session.ok("/chat", message="было")
-    with noticed(stand.front, "backend ready has no server available"):
+    with noticed(stand.front, "backend 'ready' has no server available"):
         for name in VLLMS:
             stand.stop_vllm(name)
     refusal = session.refused(502, "upstream_error", "/chat", message="?")
@@ -422,7 +421,7 @@ def test_without_any_vllm_the_gateways_themselves_say_so(stand: Stand) -> None:
 
 def test_without_any_gateway_the_proxy_says_so_in_russian(stand: Stand) -> None:
     question = {"session_id": "?", "message": "?"}
-    with noticed(stand.front, "backend alive has no server available"):
+    with noticed(stand.front, "backend 'alive' has no server available"):
         for gateway in stand.gateways.values():
             gateway.kill()
         at_once = stand.proxy.http.post("/chat", json=question)
