@@ -15,7 +15,8 @@ up: docker-compose.yaml .env model ## собрать образы, если их
 	@docker compose up --detach
 	@docker compose up --detach --no-deps --no-recreate --wait --wait-timeout 90 gateway || \
 		{ echo "Шлюз не запустился. Его последние слова:" >&2; docker compose logs --tail 5 gateway >&2; exit 1; }
-	@address=$$(docker compose port gateway 8080 | sed 's/^0\.0\.0\.0/127.0.0.1/'); \
+	@address=$$({ docker compose port proxy 8080 2>/dev/null || docker compose port gateway 8080; } | \
+		sed 's/^0\.0\.0\.0/127.0.0.1/'); \
 		echo "Шлюз: http://$$address. Загрузилась ли модель, скажет curl http://$$address/ready"; \
 		echo "Разговор: docker compose exec gateway python -m client. Журнал: make logs. Остановить: make down"
 
