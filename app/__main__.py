@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from tempfile import TemporaryDirectory
 
@@ -16,6 +17,8 @@ _SHUTDOWN_SECONDS = 5
 
 def main() -> None:
     """Serve until told to stop; impossible settings end with one Russian line and exit code 2."""
+    # A container's first process is sent no signal that it does not handle, and the server does so only once it serves.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     parser = argparse.ArgumentParser(
         prog="python -m app",
         description="Шлюз. Настройки — переменные окружения: README, «Настройки шлюза».",

@@ -54,6 +54,18 @@ def check_it_ended_well(server: Server, vllm: ScriptedVLLM) -> None:
     wait_until(lambda: vllm.running == 0)
 
 
+def test_a_gateway_that_is_loading_ends_at_once(model_folder: Path) -> None:
+    """A container's first process would not hear of it without a handler of its own."""
+    port = free_port()
+    environ = {"TOKENIZER_PATH": str(model_folder)}
+    with Server("gateway-loading", command_of_the_image(port), environ, port, "/ready") as server:
+        caught = f"/proc/{server.process.pid}/status"
+        wait_until(lambda: bool(int(re.findall(r"SigCgt:\s*(\w+)", Path(caught).read_text("ascii"))[0], 16) >> 14 & 1))
+        server.process.terminate()
+        assert server.process.wait(10) == 0
+        assert server.log.read_text(encoding="utf-8") == ""
+
+
 def test_an_idle_gateway_ends_at_once(server: Server, vllm: ScriptedVLLM) -> None:
     server.process.terminate()
     check_it_ended_well(server, vllm)
