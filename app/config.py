@@ -4,12 +4,11 @@ import os
 import re
 from ipaddress import ip_network
 from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
-from redis.asyncio.connection import parse_url
 
 from app.validation import Text, reason
 
@@ -18,6 +17,7 @@ ONE_PROCESS = (
     "сессии живут в памяти одного процесса, поэтому рабочий процесс может быть только один; уберите WEB_CONCURRENCY и "
     "--workers или храните сессии в Redis (SESSION_STORE_URL)"
 )
+_TLS_OPTIONS = frozenset({"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"})
 _SECRET = ("session_store_url", "session_secret")
 _SECRET_LETTERS = 32
 DEFAULT_SYSTEM_PROMPT = "Ты — полезный ассистент. Отвечай по-русски, точно и по делу."
@@ -41,20 +41,30 @@ def _check_base_url(url: str) -> str:
 
 
 def _check_store_url(url: SecretStr) -> SecretStr:
-    """No words of redis-py: they may hold the password."""
+    """What redis-py would take otherwise than it is meant. None of its words: they may hold the password."""
     given = url.get_secret_value()
     if given == IN_MEMORY:
         return url
     try:
-        parsed = parse_url(given)
-        usable = not given.startswith(("redis:", "rediss:")) or bool(parsed.get("host"))
+        parts = urlsplit(given)
+        options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True)) if parts.query else {}
+        known_options = _TLS_OPTIONS if parts.scheme == "rediss" else frozenset()
+        usable = (
+            parts.scheme in ("redis", "rediss")
+            and bool(parts.hostname)
+            and parts.port != 0
+            and parts.netloc.count("@") <= 1
+            and re.fullmatch(r"(/\d*)?", parts.path) is not None
+            and options.keys() <= known_options
+            and not set(given) & set("# \t")
+        )
     except ValueError:
         usable = False
     if not usable:
         raise PydanticCustomError(
             "store_url",
             "нужен адрес вида redis://redis:6379/0 (с паролем — redis://:пароль@redis:6379/0) или memory://; "
-            "особые знаки в пароле пишут как %2F",
+            "особые знаки в пароле пишут как %2F, после ? бывают только ssl_ca_certs, ssl_certfile и ssl_keyfile у rediss://",
         )
     return url
 
@@ -126,7 +136,7 @@ class Settings(BaseSettings):
     tokenizer_path: str = ""
     max_context_tokens: Count = 8000
     trim_target_ratio: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.7
-    session_ttl_seconds: Count = 600
+    session_ttl_seconds: Annotated[int, Field(gt=0, le=10**9)] = 600
     default_system_prompt: Text = DEFAULT_SYSTEM_PROMPT
     cors_allow_origins: Annotated[
         tuple[str, ...], NoDecode, BeforeValidator(_split_list), AfterValidator(_check_origins)

@@ -29,7 +29,8 @@ class _Noted(msgspec.Struct, array_like=True):
 _noted = msgspec.msgpack.Decoder(_Noted)
 _pair = msgspec.msgpack.Decoder(Pair)
 
-Unreadable = msgspec.MsgspecError
+Unreadable = (msgspec.MsgspecError, ValueError, TypeError, ArithmeticError)
+"""What reading something damaged raises."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,41 +59,37 @@ class Copy:
 
     Attributes:
         session: not to be changed.
-        fence: raised whenever a turn begins or something changes.
+        fence: another one whenever a turn begins or ends and whenever something changes.
         sealed_key: the session's key as it is kept.
         prompt_id: of its system prompt.
         last_pair_id: of its last pair; of none where there is none.
-        seconds_ahead: how much later it is by Redis's clock than by the monotonic one here, at least.
     """
 
     session: Session
-    fence: int
+    fence: bytes
     sealed_key: bytes
     prompt_id: bytes
     last_pair_id: bytes
-    seconds_ahead: float
 
-    def place(self) -> tuple[int, int, bytes, bytes]:
+    def place(self) -> tuple[int, bytes, bytes]:
         """As `look` of the script takes what is known."""
-        forgotten = self.session.forgotten_pairs
-        return forgotten, forgotten + len(self.session.pairs), self.last_pair_id, self.prompt_id
+        return self.session.forgotten_pairs + len(self.session.pairs), self.last_pair_id, self.prompt_id
 
     @classmethod
-    def seen(cls, session_id: str, known: Self | None, reply: Sequence[Any], now: float, seal: Seal) -> Self:
+    def seen(cls, session_id: str, known: Self | None, reply: Sequence[Any], seal: Seal) -> Self:
         """What is known after a `look`.
 
         Args:
             session_id: the secret.
             known: what was known when it was asked for.
             reply: of the script.
-            now: the monotonic clock, seconds, when the reply has come.
             seal: of keys.
 
         Raises:
             CannotUnseal: the key.
             Unreadable: the rest.
         """
-        _, now_ms, fence, sealed_key, noted, forgotten, prompt_id, prompt, known_pairs, new = reply
+        _, _, fence, sealed_key, noted, forgotten, prompt_id, prompt, known_pairs, new = reply
         if known is None:
             session = Session(SecretStr(""), "", session_id)
         elif known_pairs:
@@ -108,7 +105,7 @@ class Copy:
         session.dropped_pairs = counts.dropped_pairs
         session.surplus = Surplus(counts.surplus_tokens, Fraction(*counts.surplus_ratio))
         last_pair_id = new[-1][:_ID_BYTES] if new else known.last_pair_id if known and known_pairs else b""
-        return cls(session, int(fence), sealed_key, prompt_id, last_pair_id, now_ms / 1000 - now)
+        return cls(session, fence, sealed_key, prompt_id, last_pair_id)
 
     def change(self, session: Session) -> Change:
         """What makes of the session that was seen the one that it is now."""
@@ -118,16 +115,16 @@ class Copy:
             fields |= _prompt(session)
         return Change(oldest, newest, fields, [_packed(pair) for pair in new])
 
-    def after(self, session: Session, change: Change) -> "Copy | None":
-        """What is known when that has been written; None: too little."""
+    def after(self, session: Session, change: Change, fence: bytes) -> "Copy | None":
+        """What is known when that has been written under a new fence; None: too little."""
         if change.newest and not change.pairs:
             return None
         prompt_id = bytes(change.fields.get("prompt_id", self.prompt_id))
         last_pair_id = change.pairs[-1][:_ID_BYTES] if change.pairs else self.last_pair_id
-        return replace(self, session=session, fence=self.fence + 1, prompt_id=prompt_id, last_pair_id=last_pair_id)
+        return replace(self, session=session, fence=fence, prompt_id=prompt_id, last_pair_id=last_pair_id)
 
 
-NOTHING_KNOWN = (0, 0, b"", b"")
+NOTHING_KNOWN = (0, b"", b"")
 
 
 def new_id() -> bytes:
@@ -137,7 +134,7 @@ def new_id() -> bytes:
 
 def first_written(session: Session, seal: Seal) -> list[str | bytes | int]:
     """As the script takes what is written of a new session."""
-    fields = {"fence": 1, "key": seal.sealed(session.vllm_api_key), **_prompt(session), **_counts(session)}
+    fields = {"fence": new_id(), "key": seal.sealed(session.vllm_api_key), **_prompt(session), **_counts(session)}
     return Change(0, 0, fields, [_packed(pair) for pair in session.pairs]).written()
 
 

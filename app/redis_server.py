@@ -39,6 +39,7 @@ _ERRORS: tuple[tuple[type[redis_errors.RedisError], str, bool], ...] = (
     (redis_errors.OutOfMemoryError, "У Redis кончилась память: увеличьте его maxmemory.", False),
     (redis_errors.ReadOnlyError, "В SESSION_STORE_URL — реплика Redis, а нужен главный: реплика не пишет.", True),
     (redis_errors.ConnectionError, _NO_ANSWER, True),
+    (redis_errors.TimeoutError, _NO_ANSWER, True),
     (redis_errors.ResponseError, "Redis отказал: {words}", False),
     (redis_errors.RedisError, "Redis ответил не то, что должен.", False),
 )
@@ -47,8 +48,8 @@ _ERRORS: tuple[tuple[type[redis_errors.RedisError], str, bool], ...] = (
 class RedisServer:
     """Runs the operations of a script, any number at once.
 
-    An operation of which no answer comes may have been done: all are sent once more over a new connection, as after a
-    restart of Redis, so they must bear to be done twice.
+    An operation whose connection breaks is sent once more over a new one, as after a restart of Redis; it may have been
+    done already.
     """
 
     def __init__(self, url: SecretStr, timeout_seconds: float) -> None:
@@ -75,12 +76,15 @@ class RedisServer:
         async with self._bounded(self.timeout_seconds if timeout_seconds is None else timeout_seconds):
             return list(await self._script(keys, arguments))
 
-    async def run_all(self, calls: Sequence[tuple[Keys, Arguments]]) -> list[list[Any]]:
-        """Run the script many times, one after the other. Raises StoreUnavailable."""
-        async with self._bounded(self.timeout_seconds), self._redis.pipeline(transaction=False) as pipeline:
+    async def run_all(
+        self, calls: Sequence[tuple[Keys, Arguments]], timeout_seconds: float
+    ) -> list[list[Any] | StoreUnavailable]:
+        """Run the script many times, one after the other. Raises StoreUnavailable where none of them was answered."""
+        async with self._bounded(timeout_seconds), self._redis.pipeline(transaction=False) as pipeline:
             for keys, arguments in calls:
                 await self._script(keys, arguments, client=pipeline)
-            return list(await pipeline.execute())
+            replies = await pipeline.execute(raise_on_error=False)
+        return [translated(reply) if isinstance(reply, redis_errors.RedisError) else reply for reply in replies]
 
     async def ailment(self) -> str | None:
         """Why it does not answer, in Russian; None where it does. Takes at most a second."""
@@ -118,6 +122,8 @@ class RedisServer:
             raise StoreUnavailable("Redis не ответил вовремя (SESSION_STORE_TIMEOUT_SECONDS).") from None
         except redis_errors.RedisError as exc:
             raise translated(exc) from exc
+        except OSError as exc:  # files of TLS
+            raise StoreUnavailable(f"{_NO_ANSWER} ({exc.strerror or type(exc).__name__})", passes=True) from exc
 
 
 def translated(error: redis_errors.RedisError) -> StoreUnavailable:

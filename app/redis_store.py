@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from app.errors import SessionBusy, SessionNotFound, StoreUnavailable
 from app.memory_store import no_room
 from app.redis_copy import NOTHING_KNOWN, Copy, Unreadable, first_written, new_id
-from app.redis_server import RedisServer
+from app.redis_server import Arguments, Keys, RedisServer
 from app.sealing import CannotUnseal, Seal
 from app.sessions import Session, T, TurnInFlight, public_id
 from app.tasks import running
@@ -26,6 +26,7 @@ LEASE_SECONDS = 10.0
 _LEASE_MS = int(LEASE_SECONDS * 1000)
 _HOLD_SECONDS = 3.0
 _HOLD_AT_ONCE = 100
+_HOLD_WITHIN_SECONDS = 1.0
 
 _PREFIX = "chat-gateway:1"  # the number is that of the form in which sessions are kept
 _STOP_CHANNEL = f"{_PREFIX}:stop"
@@ -37,15 +38,19 @@ _LOOK_SECONDS = 5.0
 _FIRST_ASK_SECONDS, _LAST_ASK_SECONDS = 0.01, 0.25
 
 _LOST = (
-    "Шлюз надолго терял связь с Redis, и сессией успел воспользоваться кто-то другой. Ответ не записан: посмотрите "
-    "/history и повторите вопрос."
+    "Шлюз надолго терял связь с Redis, и сессией успел воспользоваться кто-то другой. Скорее всего, ответ не записан: "
+    "посмотрите /history и, если его там нет, повторите вопрос."
 )
 _NOT_SURE = "Записан ли ответ, покажет /history; если его там нет, повторите вопрос."
+_CHANGE_NOT_SURE = "Сделано ли то, о чём вы просили, покажет /history."
 _EVICTING = (
     "Redis настроен вытеснять записи, когда кончается память (maxmemory-policy={policy}): вместе с ними пропадут живые "
     "сессии. Задайте maxmemory-policy noeviction."
 )
-_FORGETFUL = "Redis ничего не пишет на диск: его перезапуск потеряет все сессии. Включите appendonly yes."
+_FORGETFUL = (
+    "Redis не ведёт журнал (appendonly no): его сбой потеряет все сессии или то, что изменилось в них после последнего "
+    "снимка. Включите appendonly yes."
+)
 
 
 @dataclass(slots=True)
@@ -58,6 +63,10 @@ class _Held:
 
 class _Changed(Exception):
     """Somebody has changed the session since it was seen."""
+
+
+class _Illegible(SessionNotFound):
+    """It is there, but cannot be read."""
 
 
 class RedisStore:
@@ -76,6 +85,7 @@ class RedisStore:
         self._max_sessions = max_sessions
         self._copies: OrderedDict[str, tuple[Copy, float]] = OrderedDict()  # by the time of their last use
         self._held: dict[TurnInFlight, _Held] = {}
+        self._seconds_ahead = 0.0  # how much later it is by Redis's clock than by the monotonic one here, at least
         self._warnings: list[str] = []
         self._is_up: bool | None = None
 
@@ -114,7 +124,12 @@ class RedisStore:
     async def begin(self, session_id: str, turn: TurnInFlight) -> Session:
         """See SessionStore."""
         token = new_id()
-        seen = await self._see(session_id, "begin", token, _LEASE_MS)
+        until = time.monotonic() + self._server.timeout_seconds
+        try:
+            seen = await self._see(session_id, "begin", token, _LEASE_MS, until=until)
+        except _Illegible:  # here; it may be another gateway's, which knows its secret
+            await self._free(public_id(session_id), token)
+            raise
         self._held[turn] = _Held(seen, token)
         return seen.session.copied()
 
@@ -140,11 +155,7 @@ class RedisStore:
         """See SessionStore. Where Redis does not answer, the lease ends by itself."""
         held = self._held.pop(turn)
         turn.finished.set()
-        arguments = (held.token, int(turn.cancelled), held.seen.fence)
-        with suppress(SessionNotFound, StoreUnavailable):
-            await self._run("release", session.public_id, *arguments, timeout_seconds=_RELEASE_SECONDS)
-            return int(self._ttl_seconds)
-        return 0
+        return int(self._ttl_seconds) if await self._free(session.public_id, held.token, turn) else 0
 
     async def change(self, session_id: str, change: Callable[[Session], T]) -> tuple[T, int]:
         """See SessionStore. Begins anew where somebody else was quicker."""
@@ -153,9 +164,13 @@ class RedisStore:
             seen = await self._see(session_id, "read_idle")
             session = seen.session.copied()
             result = change(session)
-            with suppress(_Changed):
+            try:
                 await self._write(seen, session, new_id(), until)
-                return result, int(self._ttl_seconds)
+            except _Changed:
+                continue
+            except StoreUnavailable as exc:
+                raise StoreUnavailable(f"{exc.detail} {_CHANGE_NOT_SURE}") from exc
+            return result, int(self._ttl_seconds)
 
     async def replace_key(self, session_id: str, vllm_api_key: SecretStr) -> int:
         """See SessionStore."""
@@ -205,7 +220,8 @@ class RedisStore:
             SessionNotFound, SessionBusy: that is what it has found.
             StoreUnavailable
         """
-        reply = await self._server.run(_keys(name), self._arguments(operation, name, *arguments), timeout_seconds)
+        given = [operation, name, int(self._ttl_seconds * 1000), *arguments]
+        reply = await self._server.run(_keys(name), given, timeout_seconds)
         if reply[0] == b"gone":
             self._copies.pop(name, None)
             raise SessionNotFound
@@ -213,32 +229,61 @@ class RedisStore:
             raise SessionBusy
         return reply
 
-    def _arguments(self, operation: str, name: str, *arguments: str | bytes | int) -> list[str | bytes | int]:
-        """A session lives at least as long as the lease of a turn that begins in it or goes on."""
-        is_held = operation in ("begin", "hold")
-        ttl_seconds = max(self._ttl_seconds, LEASE_SECONDS) if is_held else self._ttl_seconds
-        return [operation, name, int(ttl_seconds * 1000), *arguments]
+    async def _run_until(
+        self, until: float, operation: str, name: str, token: bytes, *arguments: str | bytes | int
+    ) -> list[Any]:
+        """Run an operation that is not to be done after `until` of the monotonic clock, whenever it comes to Redis."""
+        while True:
+            deadline_ms = int((until + self._seconds_ahead) * 1000)
+            timeout_seconds = max(0.0, until - time.monotonic())
+            reply = await self._run(operation, name, token, deadline_ms, *arguments, timeout_seconds=timeout_seconds)
+            if reply[0] != b"late":
+                return reply
+            self._set_clock(reply[1])
 
-    async def _see(self, session_id: str, operation: str, *arguments: bytes | int) -> Copy:
-        """Run an operation that tells what is new in a session."""
+    def _set_clock(self, redis_now_ms: int) -> None:
+        self._seconds_ahead = redis_now_ms / 1000 - time.monotonic()
+
+    async def _see(self, session_id: str, operation: str, *arguments: bytes | int, until: float | None = None) -> Copy:
+        """Run an operation that tells what is new in a session; one with `until` has a token."""
         name = public_id(session_id)
         known, _ = self._copies.get(name, (None, 0))
-        reply = await self._run(operation, name, *arguments, *(known.place() if known else NOTHING_KNOWN))
+        what_is_known = known.place() if known else NOTHING_KNOWN
+        if until is None:
+            reply = await self._run(operation, name, *arguments, *what_is_known)
+        else:
+            token, *others = arguments
+            assert isinstance(token, bytes)
+            reply = await self._run_until(until, operation, name, token, *others, *what_is_known)
+        self._set_clock(reply[1])
         try:
-            seen = Copy.seen(session_id, known, reply, time.monotonic(), self._seal)
-        except (Unreadable, CannotUnseal) as exc:
+            seen = Copy.seen(session_id, known, reply, self._seal)
+        except (*Unreadable, CannotUnseal) as exc:
             log.warning("Сессия %s не читается: она записана с другим SESSION_SECRET или испорчена.", name[:8])
-            raise SessionNotFound from exc
-        if (known is None or known.sealed_key != seen.sealed_key) and not self._seal.is_newest(seen.sealed_key):
-            await self._reseal(seen)
-        self._remember(seen)
+            raise _Illegible from exc
+        is_known_key = known is not None and known.sealed_key == seen.sealed_key
+        if is_known_key or self._seal.is_newest(seen.sealed_key) or await self._reseal(seen):
+            self._remember(seen)
         return seen
 
-    async def _reseal(self, seen: Copy) -> None:
-        """Seal the key with the newest secret, so that the older ones can be given up; if not now, then next time."""
+    async def _reseal(self, seen: Copy) -> bool:
+        """Seal the key with the newest secret, so that the older ones can be given up; whether that was done."""
         sealed_key = self._seal.sealed(seen.session.vllm_api_key)
         with suppress(SessionNotFound, StoreUnavailable):
             await self._run("replace_key", seen.session.public_id, seen.sealed_key, sealed_key)
+            return True
+        return False
+
+    async def _free(self, name: str, token: bytes, turn: TurnInFlight | None = None) -> bool:
+        """Have a turn occupy a session no more; whether the session is still there, as far as is known."""
+        cancelled = int(turn is not None and turn.cancelled)
+        try:
+            await self._run("release", name, token, cancelled, new_id(), timeout_seconds=_RELEASE_SECONDS)
+        except SessionNotFound:
+            return False
+        except StoreUnavailable:  # the lease ends by itself
+            return True
+        return True
 
     async def _write(
         self, seen: Copy, session: Session, token: bytes, until: float, turn: TurnInFlight | None = None
@@ -256,23 +301,14 @@ class RedisStore:
             _Changed: somebody else was quicker.
             SessionBusy, SessionNotFound, StoreUnavailable
         """
-        name, change = session.public_id, seen.change(session)
-        is_turn, cancelled = int(turn is not None), int(turn is not None and turn.cancelled)
-        seconds_ahead = seen.seconds_ahead
-        while True:
-            now = time.monotonic()
-            deadline_ms = int((until + seconds_ahead) * 1000)
-            status, *more = await self._run(
-                *("write", name, token, seen.fence, deadline_ms, is_turn, cancelled, change.oldest, change.newest),
-                *change.written(),
-                timeout_seconds=max(0.0, until - now),
-            )
-            if status != b"late":
-                break
-            seconds_ahead = more[0] / 1000 - time.monotonic()  # Redis's clock was set
-        if status == b"changed":
+        name, change, fence = session.public_id, seen.change(session), new_id()
+        cancelled = int(turn is not None and turn.cancelled)
+        numbers = (cancelled, change.oldest, change.newest)
+        written = change.written()
+        reply = await self._run_until(until, "write", name, token, seen.fence, fence, *numbers, *written)
+        if reply[0] == b"changed":
             raise _Changed
-        known = seen.after(session, change)
+        known = seen.after(session, change, fence)
         if known is None:
             self._copies.pop(name, None)
         else:
@@ -304,23 +340,26 @@ class RedisStore:
                 turn.cancel()
 
     async def _keep_leases(self) -> None:
+        """Renew all leases so often that two renewals in a row may fail."""
         while True:
-            await asyncio.sleep(_HOLD_SECONDS)
+            begun = time.monotonic()
             turns = list(self._held)
-            for begin in range(0, len(turns), _HOLD_AT_ONCE):
-                with suppress(StoreUnavailable):  # commits will find out what became of them
-                    await self._hold([turn for turn in turns[begin : begin + _HOLD_AT_ONCE] if turn in self._held])
+            some = (turns[first : first + _HOLD_AT_ONCE] for first in range(0, len(turns), _HOLD_AT_ONCE))
+            await asyncio.gather(*map(self._hold, some))
+            await asyncio.sleep(_HOLD_SECONDS - (time.monotonic() - begun))
 
     async def _hold(self, turns: Sequence[TurnInFlight]) -> None:
         """Renew leases, and stop turns that are to be stopped, or have nothing to commit to any more."""
-        calls = []
+        ttl_ms = int(self._ttl_seconds * 1000)
+        calls: list[tuple[Keys, Arguments]] = []
         for turn in turns:
-            held = self._held[turn]
-            name = held.seen.session.public_id
-            calls.append((_keys(name), self._arguments("hold", name, held.token, _LEASE_MS, held.seen.fence)))
-        for turn, (status, *_) in zip(turns, await self._server.run_all(calls), strict=True):
-            if status != b"ok" and turn in self._held:
-                turn.cancel()
+            name, token = self._held[turn].seen.session.public_id, self._held[turn].token
+            calls.append((_keys(name), ["hold", name, ttl_ms, token, _LEASE_MS]))
+        with suppress(StoreUnavailable):  # until next time
+            replies = await self._server.run_all(calls, _HOLD_WITHIN_SECONDS)
+            for turn, reply in zip(turns, replies, strict=True):
+                if turn in self._held:
+                    _obey(turn, reply)
 
     async def _look(self) -> None:
         """Tell the log when Redis comes and goes, and learn what the one that came is like."""
@@ -338,6 +377,17 @@ class RedisStore:
                 self._is_up = True
 
 
+def _obey(turn: TurnInFlight, reply: list[Any] | StoreUnavailable) -> None:
+    """What the renewal of a turn's lease has found."""
+    match reply:
+        case [b"stop"]:
+            turn.cancel()
+        case [b"gone"]:
+            turn.lose(SessionNotFound())
+        case [b"lost"]:
+            turn.lose(StoreUnavailable(_LOST))
+
+
 def _keys(name: str) -> list[str]:
     """As the script takes them."""
     session = f"{_PREFIX}:session:{name}"
@@ -348,7 +398,7 @@ def _warnings(about: Mapping[str, str | int]) -> list[str]:
     """What Redis says of itself that the owner of the gateway would want otherwise."""
     warnings = []
     if about.get("maxmemory") and about.get("maxmemory_policy") != "noeviction":
-        warnings.append(_EVICTING.format(policy=about["maxmemory_policy"]))
+        warnings.append(_EVICTING.format(policy=about.get("maxmemory_policy")))
     if not about.get("aof_enabled"):
         warnings.append(_FORGETFUL)
     return warnings

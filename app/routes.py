@@ -261,7 +261,7 @@ async def health(vllm: VLLMDep, watch: WatchDep, store: StoreDep) -> HealthAnswe
         "store": trouble or "ok",
         "model": vllm.model,
         "version": __version__,
-        "sessions": await _session_count(store),
+        "sessions": None if trouble else await _session_count(store),
         "warnings": [*watch.warnings, *store.warnings],
         "count_mismatches": watch.count_mismatches,
     }

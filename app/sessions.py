@@ -12,7 +12,7 @@ import msgspec
 from pydantic import SecretStr
 
 from app.context import NO_SURPLUS, Pair, Surplus
-from app.errors import NothingToUndo
+from app.errors import GatewayError, NothingToUndo
 from app.idempotency import KeptAnswer
 
 T = TypeVar("T")
@@ -31,6 +31,9 @@ class TurnInFlight(Protocol):
 
     def cancel(self) -> None:
         """Stop it, soon."""
+
+    def lose(self, error: GatewayError) -> None:
+        """Stop it, soon, with this error: there is nothing that it could commit to any more."""
 
 
 @dataclass(slots=True, eq=False)
@@ -185,7 +188,7 @@ class SessionStore(Protocol):
         """Keep what the turn has changed, all of it or nothing, and free the session. Returns the seconds to live."""
 
     async def release(self, session: Session, turn: TurnInFlight) -> int:
-        """Free a session, and keep no change. Returns the seconds to live, 0 where it is gone; raises nothing."""
+        """Free a session, and keep no change. Returns the seconds to live, 0 where it is known to be gone; no error."""
 
     async def change(self, session_id: str, change: Callable[[Session], T]) -> tuple[T, int]:
         """Change an idle session at once, all of it or nothing; returns what `change` does, and the seconds to live.

@@ -193,6 +193,7 @@ class Turn:
         self._record = TurnRecord(resources.metrics, resources.progress)
         self._replaces_last = False
         self._stopped = False
+        self._lost: GatewayError | None = None
         self._time: asyncio.Timeout | None = None
         self._prompt: Prompt | None = None
         self._opened = False
@@ -222,6 +223,12 @@ class Turn:
         self._stopped = True
         if self._time is not None and not self._time.expired():
             self._time.reschedule(0)
+
+    def lose(self, error: GatewayError) -> None:
+        """See TurnInFlight; without effect where it is stopped already."""
+        if not self._stopped:
+            self._lost = error
+            self.cancel()
 
     def reply(self) -> Awaitable[TurnResult]:
         """Ask for a JSON answer.
@@ -296,6 +303,8 @@ class Turn:
         except TimeoutError:
             if not self._stopped:
                 raise UpstreamTimeout from None
+            if self._lost is not None:
+                raise self._lost from None
             if self._reply.finish_reason is None:
                 self.cancelled = True
                 self._reply.finish_reason = CANCELLED
@@ -372,7 +381,7 @@ class Turn:
             self.expires_in = await self._sessions.commit(self._session, self)
             self._is_committed = True
         except SessionNotFound:
-            if not self._stopped:
+            if not self._stopped or self._lost is not None:
                 raise
 
     def _finish(self, prompt: Prompt) -> TurnResult:

@@ -97,6 +97,75 @@ def test_an_impossible_value_is_named_with_what_is_allowed(
     assert "\n" not in message
 
 
+SECRET = "0123456789" * 4
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://redis",
+        "redis://redis:6379/0",
+        "redis://:pass%2Fword@redis:6379/15",
+        "redis://user:password@[::1]:6379",
+        "rediss://redis:6380/0?ssl_ca_certs=/ca.crt&ssl_certfile=/a&ssl_keyfile=/b",
+    ],
+)
+def test_addresses_of_redis(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("SESSION_STORE_URL", url)
+    monkeypatch.setenv("SESSION_SECRET", f"{SECRET}, {SECRET[::-1]}")
+    monkeypatch.setenv("WEB_CONCURRENCY", "4")
+    settings = load_settings()
+    assert settings.session_store_url.get_secret_value() == url
+    assert [secret.get_secret_value() for secret in settings.session_secret] == [SECRET, SECRET[::-1]]
+    assert not settings.keeps_sessions_in_memory
+    for secret in (url, SECRET):
+        assert secret not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "redis:6379",
+        "memory",
+        "http://redis:6379",
+        "redis://",
+        "redis://:s3cret@",
+        "redis://redis:0",
+        "redis://redis:s3cret",
+        "redis://redis/-1",
+        "redis://redis/chat",
+        "redis://redis/0#s3cret",
+        "redis://:s3cret@x/y@redis:6379/0",
+        "redis://:s3@cret@redis:6379/0",
+        "redis://redis?decode_responses=true",
+        "redis://redis?ssl_ca_certs=/ca.crt",
+        "rediss://redis?ssl_ca_cert=/ca.crt",
+        "redis+sentinel://redis:26379/main",
+    ],
+)
+def test_what_is_no_address_of_redis_is_refused_without_being_shown(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("SESSION_STORE_URL", url)
+    monkeypatch.setenv("SESSION_SECRET", SECRET)
+    with pytest.raises(ConfigError) as caught:
+        load_settings()
+    assert str(caught.value).startswith("SESSION_STORE_URL: нужен адрес вида redis://")
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("secret", "says"), [("", "openssl rand"), ("s3cret", "32"), (f"{SECRET},s3cret", "32")])
+def test_redis_needs_a_secret_that_is_not_shown(monkeypatch: pytest.MonkeyPatch, secret: str, says: str) -> None:
+    monkeypatch.setenv("SESSION_STORE_URL", "redis://redis")
+    monkeypatch.setenv("SESSION_SECRET", secret)
+    with pytest.raises(ConfigError) as caught:
+        load_settings()
+    message = str(caught.value)
+    assert "SESSION_SECRET" in message
+    assert says in message
+    assert "s3cret" not in message
+    assert SECRET not in message
+
+
 def test_a_prompt_that_is_no_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEFAULT_SYSTEM_PROMPT", b"\xff".decode(errors="surrogateescape"))
     with pytest.raises(ConfigError, match=r"DEFAULT_SYSTEM_PROMPT=.*суррогаты"):

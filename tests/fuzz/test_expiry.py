@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from pydantic import SecretStr
 
-from app.errors import Overloaded, SessionNotFound
+from app.errors import GatewayError, Overloaded, SessionNotFound
 from app.memory_store import MemoryStore
 from app.sessions import Session
 from tests.fuzz.watched import TIMES
@@ -34,6 +34,9 @@ class Turn:
         self.cancelled = False
 
     def cancel(self) -> None:
+        """See TurnInFlight."""
+
+    def lose(self, error: GatewayError) -> None:
         """See TurnInFlight."""
 
 

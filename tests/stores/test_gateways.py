@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -92,20 +93,33 @@ def test_a_stream_is_stopped_through_another_gateway(gateways: list[Gateway], vl
         other.refused(404, "session_not_found", "/history")
 
 
+def test_an_answer_whose_session_was_lost_says_why(
+    gateways: list[Gateway], vllm: ScriptedVLLM, redis: RedisProcess
+) -> None:
+    script = whole("никогда")
+    script.delay = 60
+    vllm.scripts.append(script)
+    session, other, _ = everywhere(gateways[0].open(), gateways)
+    with ThreadPoolExecutor() as threads:
+        waiting = threads.submit(gateways[0].post, "/chat", session_id=session.id, message="вопрос")
+        wait_until(lambda: vllm.running == 1)
+        redis.client.delete(*redis.client.keys("*:turn"))  # as when the gateway has not reached Redis for long
+        other.ok("/chat", message="ещё")
+        detail = problem(waiting.result(10), 503, "store_unavailable")["detail"]
+    assert "кто-то другой" in detail
+    assert other.contents() == ["ещё", "Ответ 2."]
+
+
 def test_a_json_answer_is_stopped_through_another_gateway(gateways: list[Gateway], vllm: ScriptedVLLM) -> None:
     script = whole("никогда")
     script.delay = 60
     vllm.scripts.append(script)
     session, other, _ = everywhere(gateways[0].open(), gateways)
-    answers: list[Any] = []
-    thread = threading.Thread(
-        target=lambda: answers.append(gateways[0].post("/chat", session_id=session.id, message="вопрос"))
-    )
-    thread.start()
-    wait_until(lambda: vllm.running == 1)
-    assert other.ok("/cancel")["status"] == "cancelled"
-    thread.join(10)
-    problem(answers[0], 409, "cancelled")
+    with ThreadPoolExecutor() as threads:
+        waiting = threads.submit(gateways[0].post, "/chat", session_id=session.id, message="вопрос")
+        wait_until(lambda: vllm.running == 1)
+        assert other.ok("/cancel")["status"] == "cancelled"
+        problem(waiting.result(10), 409, "cancelled")
     assert other.contents() == []
     assert other.ok("/cancel")["status"] == "idle"
 

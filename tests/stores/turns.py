@@ -2,6 +2,8 @@
 
 import asyncio
 
+from app.errors import GatewayError
+
 
 class Clock:
     """Time that a test moves."""
@@ -20,7 +22,12 @@ class IdleTurn:
         self.finished = asyncio.Event()
         self.cancelled = False
         self.stopped = asyncio.Event()
+        self.lost: GatewayError | None = None
 
     def cancel(self) -> None:
         """Note that it was asked to stop."""
         self.stopped.set()
+
+    def lose(self, error: GatewayError) -> None:
+        """Note why."""
+        self.lost = error
