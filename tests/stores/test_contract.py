@@ -191,12 +191,12 @@ async def test_cancelling_waits_for_the_turns_end(store: SessionStore, *, was_ca
     session, turn = await new_session(store), IdleTurn()
     changed = await store.begin(session.id, turn)
     cancelling = asyncio.create_task(store.cancel(session.id))
-    await asyncio.wait_for(turn.stopped.wait(), 2)
+    await asyncio.wait_for(turn.stopped.wait(), 10)
     assert not cancelling.done()
     turn.cancelled = was_cancelled
     changed.commit(pair(0), 0, MAX_BYTES)
     await store.commit(changed, turn)
-    assert await asyncio.wait_for(cancelling, 2) == (was_cancelled, 600)
+    assert await asyncio.wait_for(cancelling, 10) == (was_cancelled, 600)
     assert await pairs_of(store, session.id) == [pair(0)]
 
 
@@ -204,7 +204,7 @@ async def test_stopping_ends_the_session_at_once_and_waits_for_its_turn(store: S
     session, turn = await new_session(store), IdleTurn()
     changed = await store.begin(session.id, turn)
     stopping = asyncio.create_task(store.stop(session.id))
-    await asyncio.wait_for(turn.stopped.wait(), 2)
+    await asyncio.wait_for(turn.stopped.wait(), 10)
     with pytest.raises(SessionNotFound):
         await store.read(session.id)
     assert not stopping.done()
@@ -212,7 +212,7 @@ async def test_stopping_ends_the_session_at_once_and_waits_for_its_turn(store: S
     with pytest.raises(SessionNotFound):
         await store.commit(changed, turn)
     assert await store.release(changed, turn) == 0
-    await asyncio.wait_for(stopping, 2)
+    await asyncio.wait_for(stopping, 10)
     with pytest.raises(SessionNotFound):
         await store.stop(session.id)
     assert await store.count() == 0

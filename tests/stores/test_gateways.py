@@ -29,7 +29,7 @@ def gateways(start_gateway: StartGateway, redis: RedisProcess) -> Iterator[list[
 @pytest.fixture
 def own_gateway(start_gateway: StartGateway, own_redis: RedisProcess) -> Iterator[Gateway]:
     """One on a Redis to be treated badly."""
-    with start_gateway(**own_redis.settings, session_store_timeout_seconds=0.5) as gateway:
+    with start_gateway(**own_redis.settings, session_store_timeout_seconds=1) as gateway:
         yield gateway
 
 
@@ -82,7 +82,7 @@ def test_a_stream_is_stopped_through_another_gateway(gateways: list[Gateway], vl
         assert answer["status"] == {"/cancel": "cancelled", "/stop_session": "stopped"}[how]
         last = next(events)
         wait_until_idle(vllm)
-        assert time.monotonic() - started < 2, "it was told, and did not find out when it renewed its lease"
+        assert time.monotonic() - started < 2.5, "it was told, and did not find out when it renewed its lease"
     done: Any = last.json()
     assert (last.event, done["reply"], done["finish_reason"]) == ("done", "начало", "cancelled")
     if how == "/cancel":
@@ -214,7 +214,7 @@ def test_an_answer_that_cannot_be_kept_is_not_given_for_one(
 
 def test_the_start_does_not_wait_for_redis(start_gateway: StartGateway, own_redis: RedisProcess) -> None:
     own_redis.kill()
-    with start_gateway(**own_redis.settings, session_store_timeout_seconds=0.3) as gateway:
+    with start_gateway(**own_redis.settings) as gateway:
         assert gateway.http.get("/health").json()["status"] == "degraded"
         own_redis.start()
         gateway.open().ok("/chat", message="а")
