@@ -233,17 +233,17 @@ async def test_nobody_is_evicted_for_a_newcomer(store: SessionStore) -> None:
 
 
 async def test_sessions_end_by_themselves(open_store: OpenStore) -> None:
-    store = await open_store(ttl_seconds=0.3)
+    store = await open_store(ttl_seconds=0.9)
     renewed, old = Session(SecretStr("key"), ""), Session(SecretStr("key"), "")
     assert await store.add(renewed) == 0, "whole seconds"
     await store.add(old)
     for _ in range(4):
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.25)
         await store.read(renewed.id)
     with pytest.raises(SessionNotFound):
         await store.read(old.id)
     await store.require(renewed.id)
-    await asyncio.sleep(0.35)
+    await asyncio.sleep(1)
     with pytest.raises(SessionNotFound):
         await store.begin(renewed.id, IdleTurn())
     await store.sweep()
@@ -251,16 +251,16 @@ async def test_sessions_end_by_themselves(open_store: OpenStore) -> None:
 
 
 async def test_a_session_with_a_turn_in_flight_does_not_end(open_store: OpenStore) -> None:
-    store = await open_store(ttl_seconds=0.1)
+    store = await open_store(ttl_seconds=0.5)
     session, turn = Session(SecretStr("key"), ""), IdleTurn()
     await store.add(session)
     changed = await store.begin(session.id, turn)
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(0.7)
     await store.sweep()
     changed.commit(pair(0), 0, MAX_BYTES)
     await store.commit(changed, turn)
     assert await pairs_of(store, session.id) == [pair(0)]
-    await asyncio.sleep(0.15)
+    await asyncio.sleep(0.6)
     with pytest.raises(SessionNotFound):
         await store.require(session.id)
 
