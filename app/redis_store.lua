@@ -40,8 +40,8 @@ local function is_done(token)
   return false
 end
 
--- All that a reader lacks of a session, whose copy has so many pairs, the forgotten ones counted too; the last of them has
--- this id, and the prompt has that one.
+-- All that a reader lacks of a session, whose copy has so many pairs, the forgotten ones counted too; the last of them
+-- has this id, and the prompt has that one.
 local function look(total, last_pair_id, prompt_id)
   local about = call('HMGET', session, 'fence', 'key', 'counts', 'forgotten', 'prompt_id')
   local prompt = false
@@ -68,7 +68,8 @@ local function free(cancelled)
   end
 end
 
--- An operation that writes has a token, ARGV[4]. What is written is given as ARGV from a position on: how many fields there are, their names and values, then pairs.
+-- An operation that writes has a token, ARGV[4]. What is written is given as ARGV from a position on: how many fields
+-- there are, their names and values, then pairs.
 local function set_fields(position)
   local last = string.sub(ARGV[4] .. (call('HGET', session, 'last') or ''), 1, ID_BYTES * REMEMBERED_TOKENS)
   call('HSET', session, 'last', last, unpack(ARGV, position + 1, position + 2 * ARGV[position]))
@@ -117,8 +118,8 @@ function operations.read_idle()
   return operations.read()
 end
 
--- ARGV[4] the turn's token, which is the fence then too, [5] until when it may be done, [6] its lease in ms, [7..9] as for
--- `look`.
+-- ARGV[4] the turn's token, which is the fence then too, [5] until when it may be done, [6] its lease in ms, [7..9] as
+-- for `look`.
 function operations.begin()
   if call('EXISTS', session) == 0 then
     return { 'gone' }
@@ -138,9 +139,10 @@ function operations.begin()
   return look(ARGV[7], ARGV[8], ARGV[9])
 end
 
--- ARGV[4] the turn's token, or one of this operation, [5] until when it may be done, [6] the fence it has seen, which for a
--- turn is its token: it may have lost its lease, as long as nobody has done anything since, [7] the fence from now on, [8]
--- whether the turn was cancelled, [9] and [10] how many pairs go, the oldest and the newest, [11] what is written.
+-- ARGV[4] the turn's token, or one of this operation, [5] until when it may be done, [6] the fence it has seen, which
+-- for a turn is its token: it may have lost its lease, as long as nobody has done anything since, [7] the fence from
+-- now on, [8] whether the turn was cancelled, [9] and [10] how many pairs go, the oldest and the newest, [11] what is
+-- written.
 function operations.write()
   local fence = call('HGET', session, 'fence')
   if not fence then
