@@ -65,10 +65,6 @@ class _Changed(Exception):
     """Somebody has changed the session since it was seen."""
 
 
-class _Illegible(SessionNotFound):
-    """It is there, but cannot be read."""
-
-
 class RedisStore:
     """See SessionStore. All that is decided about a session is decided in Redis, by `redis_store.lua`.
 
@@ -125,11 +121,7 @@ class RedisStore:
         """See SessionStore."""
         token = new_id()
         until = time.monotonic() + self._server.timeout_seconds
-        try:
-            seen = await self._see(session_id, "begin", token, _LEASE_MS, until=until)
-        except _Illegible:  # here; it may be another gateway's, which knows its secret
-            await self._free(public_id(session_id), token)
-            raise
+        seen = await self._see(session_id, "begin", token, until)
         self._held[turn] = _Held(seen, token)
         return seen.session.copied()
 
@@ -244,23 +236,23 @@ class RedisStore:
     def _set_clock(self, redis_now_ms: int) -> None:
         self._seconds_ahead = redis_now_ms / 1000 - time.monotonic()
 
-    async def _see(self, session_id: str, operation: str, *arguments: bytes | int, until: float | None = None) -> Copy:
-        """Run an operation that tells what is new in a session; one with `until` has a token."""
+    async def _see(self, session_id: str, operation: str, token: bytes | None = None, until: float = 0) -> Copy:
+        """Run an operation that tells what is new in a session; one with a token is not to be done after `until`."""
         name = public_id(session_id)
         known, _ = self._copies.get(name, (None, 0))
         what_is_known = known.place() if known else NOTHING_KNOWN
-        if until is None:
-            reply = await self._run(operation, name, *arguments, *what_is_known)
+        if token is None:
+            reply = await self._run(operation, name, *what_is_known)
         else:
-            token, *others = arguments
-            assert isinstance(token, bytes)
-            reply = await self._run_until(until, operation, name, token, *others, *what_is_known)
+            reply = await self._run_until(until, operation, name, token, _LEASE_MS, *what_is_known)
         self._set_clock(reply[1])
         try:
             seen = Copy.seen(session_id, known, reply, self._seal)
         except (*Unreadable, CannotUnseal) as exc:
             log.warning("Сессия %s не читается: она записана с другим SESSION_SECRET или испорчена.", name[:8])
-            raise _Illegible from exc
+            if token is not None:  # it may be other gateways' session, who know its secret
+                await self._free(name, token)
+            raise SessionNotFound from exc
         is_known_key = known is not None and known.sealed_key == seen.sealed_key
         if is_known_key or self._seal.is_newest(seen.sealed_key) or await self._reseal(seen):
             self._remember(seen)
