@@ -212,14 +212,17 @@ class RedisStore:
             SessionNotFound, SessionBusy: that is what it has found.
             StoreUnavailable
         """
-        given = [operation, name, int(self._ttl_seconds * 1000), *arguments]
-        reply = await self._server.run(_keys(name), given, timeout_seconds)
+        reply = await self._server.run(*self._call(operation, name, *arguments), timeout_seconds)
         if reply[0] == b"gone":
             self._copies.pop(name, None)
             raise SessionNotFound
         if reply[0] == b"busy":
             raise SessionBusy
         return reply
+
+    def _call(self, operation: str, name: str, *arguments: str | bytes | int) -> tuple[Keys, Arguments]:
+        """An operation on the session of this name as the script takes it."""
+        return _keys(name), [operation, name, int(self._ttl_seconds * 1000), *arguments]
 
     async def _run_until(
         self, until: float, operation: str, name: str, token: bytes, *arguments: str | bytes | int
@@ -342,11 +345,8 @@ class RedisStore:
 
     async def _hold(self, turns: Sequence[TurnInFlight]) -> None:
         """Renew leases, and stop turns that are to be stopped, or have nothing to commit to any more."""
-        ttl_ms = int(self._ttl_seconds * 1000)
-        calls: list[tuple[Keys, Arguments]] = []
-        for turn in turns:
-            name, token = self._held[turn].seen.session.public_id, self._held[turn].token
-            calls.append((_keys(name), ["hold", name, ttl_ms, token, _LEASE_MS]))
+        held = [self._held[turn] for turn in turns]
+        calls = [self._call("hold", one.seen.session.public_id, one.token, _LEASE_MS) for one in held]
         with suppress(StoreUnavailable):  # until next time
             replies = await self._server.run_all(calls, _HOLD_WITHIN_SECONDS)
             for turn, reply in zip(turns, replies, strict=True):

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
 from redis import Redis
 from redis import exceptions as redis_errors
 from redis.backoff import NoBackoff
@@ -60,6 +61,11 @@ class RedisProcess:
         return {"session_store_url": self.url, "session_secret": SECRET}
 
     @property
+    def environ(self) -> dict[str, str]:
+        """The same as variables."""
+        return {name.upper(): value for name, value in self.settings.items()}
+
+    @property
     def pid(self) -> int:
         """Of the server that runs now."""
         assert self._process is not None
@@ -102,7 +108,9 @@ class RedisProcess:
 
 @contextmanager
 def redis_process(folder: Path, *options: str) -> Iterator[RedisProcess]:
-    """A server for as long as the block lasts."""
+    """A server for as long as the block lasts; the test is skipped where none is installed."""
+    if program() is None:
+        pytest.skip("neither redis-server nor valkey-server is installed")
     server = RedisProcess(folder, *options)
     server.start()
     try:

@@ -16,7 +16,7 @@ from app.redis_store import LEASE_SECONDS
 from tests.conftest import Upstream
 from tests.crash.nursery import Nursery
 from tests.crash.talks import Talk, open_talks
-from tests.redis_process import SECRET, RedisProcess, program, redis_process
+from tests.redis_process import RedisProcess, redis_process
 from tests.servers import lasting_port, wait_until
 
 TIMES = int(os.environ.get("CRASH_TIMES", "1"))
@@ -78,8 +78,6 @@ async def serving(client: httpx2.AsyncClient) -> None:
 @pytest.fixture
 def redis(tmp_path: Path) -> Iterator[RedisProcess]:
     """A Redis that loses nothing that it has acknowledged."""
-    if program() is None:
-        pytest.skip("neither redis-server nor valkey-server is installed")
     with redis_process(tmp_path, "--appendonly", "yes", "--appendfsync", "always") as server:
         yield server
 
@@ -97,8 +95,7 @@ def gateways(
     environ = {
         "VLLM_BASE_URL": f"{upstream.url}/v1",
         "TOKENIZER_PATH": str(model_folder),
-        "SESSION_STORE_URL": redis.url,
-        "SESSION_SECRET": SECRET,
+        **redis.environ,
         "GATEWAY_LOG": str(tmp_path / "gateways.log"),
         "LOG_LEVEL": "WARNING",
     }

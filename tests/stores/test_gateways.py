@@ -5,7 +5,6 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from tests.processes import descendants, is_alive
 from tests.redis_process import RedisProcess
 from tests.scripted_vllm import KEY, ScriptedVLLM, delta, hanging, stream_of, streamed, whole
 from tests.servers import wait_until
+from tests.test_cancel import hanging_json, in_flight
 
 
 @pytest.fixture
@@ -96,30 +96,22 @@ def test_a_stream_is_stopped_through_another_gateway(gateways: list[Gateway], vl
 def test_an_answer_whose_session_was_lost_says_why(
     gateways: list[Gateway], vllm: ScriptedVLLM, redis: RedisProcess
 ) -> None:
-    script = whole("никогда")
-    script.delay = 60
-    vllm.scripts.append(script)
+    vllm.scripts.append(hanging_json())
     session, other, _ = everywhere(gateways[0].open(), gateways)
-    with ThreadPoolExecutor() as threads:
-        waiting = threads.submit(gateways[0].post, "/chat", session_id=session.id, message="вопрос")
-        wait_until(lambda: vllm.running == 1)
+    with in_flight(session, vllm) as answer:
         redis.client.delete(*redis.client.keys("*:turn"))  # as when the gateway has not reached Redis for long
         other.ok("/chat", message="ещё")
-        detail = problem(waiting.result(10), 503, "store_unavailable")["detail"]
+        detail = problem(answer(), 503, "store_unavailable")["detail"]
     assert "кто-то другой" in detail
     assert other.contents() == ["ещё", "Ответ 2."]
 
 
 def test_a_json_answer_is_stopped_through_another_gateway(gateways: list[Gateway], vllm: ScriptedVLLM) -> None:
-    script = whole("никогда")
-    script.delay = 60
-    vllm.scripts.append(script)
+    vllm.scripts.append(hanging_json())
     session, other, _ = everywhere(gateways[0].open(), gateways)
-    with ThreadPoolExecutor() as threads:
-        waiting = threads.submit(gateways[0].post, "/chat", session_id=session.id, message="вопрос")
-        wait_until(lambda: vllm.running == 1)
+    with in_flight(session, vllm) as answer:
         assert other.ok("/cancel")["status"] == "cancelled"
-        problem(waiting.result(10), 409, "cancelled")
+        problem(answer(), 409, "cancelled")
     assert other.contents() == []
     assert other.ok("/cancel")["status"] == "idle"
 
@@ -226,8 +218,7 @@ def test_the_start_does_not_wait_for_redis(start_gateway: StartGateway, own_redi
 def test_who_is_told_that_the_gateway_ends_is_told_that_the_session_stays(
     upstream: Upstream, model_folder: Path, redis: RedisProcess
 ) -> None:
-    environ = {name.upper(): value for name, value in redis.settings.items()}
-    with gateway_process(upstream.url, model_folder, **environ, DRAIN_SECONDS="0") as (gateway, pid):
+    with gateway_process(upstream.url, model_folder, **redis.environ, DRAIN_SECONDS="0") as (gateway, pid):
         session = gateway.open()
         upstream.script.scripts.append(hanging("нача"))
         with session.stream("вопрос") as source:
@@ -238,15 +229,14 @@ def test_who_is_told_that_the_gateway_ends_is_told_that_the_session_stays(
     error: Any = last.json()
     assert (last.event, error["code"]) == ("error", "overloaded")
     assert "Сессия останется" in error["detail"]
-    with gateway_process(upstream.url, model_folder, **environ) as (gateway, _):
+    with gateway_process(upstream.url, model_folder, **redis.environ) as (gateway, _):
         again = SessionOf(gateway, session.id)
         again.ok("/chat", message="ещё")
         assert again.contents() == ["ещё", "Ответ 2."]
 
 
 def test_several_processes_in_one_container(upstream: Upstream, model_folder: Path, redis: RedisProcess) -> None:
-    environ = {name.upper(): value for name, value in redis.settings.items()}
-    with gateway_process(upstream.url, model_folder, **environ, WEB_CONCURRENCY="3", DRAIN_SECONDS="5") as (
+    with gateway_process(upstream.url, model_folder, **redis.environ, WEB_CONCURRENCY="3", DRAIN_SECONDS="5") as (
         gateway,
         pid,
     ):
