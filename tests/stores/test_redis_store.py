@@ -504,9 +504,11 @@ async def test_an_answer_waits_for_redis_to_come_back(own_redis: RedisProcess) -
         session_id, turn = await new_session(store), IdleTurn()
         session = await store.begin(session_id, turn)
         own_redis.kill()
-        threading.Timer(0.5, own_redis.start).start()
+        starting = threading.Timer(0.5, own_redis.start)
+        starting.start()
         session.commit(pair(0), 0, MAX_BYTES)
         await store.commit(session, turn)
+        await asyncio.to_thread(starting.join)
         assert await numbers(store, session_id) == [0]
 
 
