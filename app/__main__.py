@@ -21,7 +21,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     parser = argparse.ArgumentParser(
         prog="python -m app",
-        description="Шлюз. Настройки — переменные окружения: README, «Настройки шлюза».",
+        description="Шлюз. Настройки — переменные окружения: docs/settings.md.",
     )
     parser.add_argument("--host", default="127.0.0.1", help="адрес, который слушать (127.0.0.1)")
     parser.add_argument("--port", type=int, default=8080, help="порт (8080)")

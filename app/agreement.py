@@ -225,5 +225,5 @@ class CountAgreement:
             return "Похоже, дело в том, что у шлюза в папке модели нет config.json: положите его туда."
         return (
             f"Похоже, разные версии: у шлюза transformers {transformers.__version__}, у vLLM "
-            f"{await self._vllm.version()} — своя; шлюзу нужна она же (README, «Версии»)."
+            f"{await self._vllm.version()} — своя; шлюзу нужна она же (docs/operations.md, «Версии»)."
         )

@@ -247,6 +247,6 @@ def _load(folder: str) -> tuple[PreTrainedTokenizerBase, list[str]]:
         # Folders saved by transformers 5 name by this word what transformers 4 calls PreTrainedTokenizerFast.
         warning = (
             f"Модель в папке {folder} сохранена transformers 5, а здесь 4: vLLM с transformers 4 её не загрузит. "
-            "Возьмите новую линию версий (README, «Версии»)"
+            "Возьмите новую линию версий (docs/operations.md, «Версии»)"
         )
         return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True), [warning]

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from app.config import Settings, load_settings
 from app.errors import MEDIA_TYPE, GatewayError, InternalError
 from app.headers import SECURITY
-from tests.readme import ROOT, commands, section
+from tests.readme import README, ROOT, SETTINGS, commands, section
 
 EXAMPLE = ROOT / "docker-compose.example.yaml"
 CPU = ROOT / "deploy" / "docker-compose.cpu.yaml"
@@ -62,9 +62,9 @@ def env_example() -> dict[str, tuple[str, bool]]:
     }
 
 
-def readme_table(title: str) -> dict[str, str]:
-    """Variable: default, from the table in a section of the README."""
-    rows = re.findall(r"^\| `([A-Z_]+)` \| (.+?) \|", section(title), re.MULTILINE)
+def settings_table(title: str, page: str = SETTINGS) -> dict[str, str]:
+    """Variable: default, from the table in a section of the page of settings, or of another page."""
+    rows = re.findall(r"^\| `([A-Z_]+)` \| (.+?) \|", section(title, page), re.MULTILINE)
     return {name: "" if default == "пусто" else default.strip("`") for name, default in rows}
 
 
@@ -118,12 +118,19 @@ def test_the_block_of_the_readme_is_the_active_part_of_env_example() -> None:
     assert written == {name: value for name, (value, is_active) in env_example().items() if is_active}
 
 
-def test_the_readme_tables_hold_every_variable_with_its_default() -> None:
-    assert readme_table("Настройки шлюза") == defaults_of_the_gateway()
+def test_the_tables_of_settings_hold_every_variable_with_its_default() -> None:
+    assert settings_table("Настройки шлюза") == defaults_of_the_gateway()
     stand = {name: value for name, value in defaults_of_the_stand().items() if name not in defaults_of_the_gateway()}
     choices = {"COMPOSE_FILE": "docker-compose.yaml", "COMPOSE_PROFILES": ""}
     key = {"VLLM_API_KEY": "нет, нужен свой"}
-    assert readme_table("Настройки vLLM и стенда") == {**stand, **choices, **key}
+    assert settings_table("Настройки vLLM и стенда") == {**stand, **choices, **key}
+
+
+def test_the_readmes_table_of_the_main_settings_says_the_same() -> None:
+    every = {**settings_table("Настройки шлюза"), **settings_table("Настройки vLLM и стенда")}
+    main = settings_table("Главные настройки", README)
+    assert {name for name, (_, is_active) in env_example().items() if is_active} <= main.keys()
+    assert main.items() <= every.items()
 
 
 def test_the_gateway_is_given_its_settings_and_no_key() -> None:

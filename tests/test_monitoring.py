@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from promql_parser import Expr, VectorSelector
 
 from tests.conftest import Gateway
-from tests.readme import ROOT, section
+from tests.readme import OPERATIONS, ROOT, section
 from tests.scripted_vllm import ScriptedVLLM, refusal
 from tests.test_deploy import EXAMPLE, service
 
@@ -314,11 +314,11 @@ def test_no_panel_lies_on_another() -> None:
     assert len(cells) == 24 * (1 + max(y for _, y in cells)), "and no holes between them"
 
 
-# --- what the README says ---
+# --- what the page says ---
 
 
-def test_the_readme_names_the_images_and_the_switch() -> None:
-    text = section("Наблюдение")
+def test_the_page_names_the_images_and_the_switch() -> None:
+    text = section("Наблюдение", OPERATIONS)
     assert "COMPOSE_PROFILES=monitoring" in text
     for name in SERVICES:
         assert service(name)["image"] in text

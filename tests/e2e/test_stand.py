@@ -18,7 +18,7 @@ import httpx2
 import pytest
 
 from tests.conftest import Gateway, SessionOf
-from tests.readme import ROOT, commands, type_the_walk
+from tests.readme import OPERATIONS, ROOT, commands, type_the_walk
 from tests.screen import Screen
 from tests.servers import wait_until
 
@@ -393,7 +393,7 @@ def test_stopping_is_quick_and_clean(stand: Stand, session: SessionOf) -> None:
 
 
 def test_images_can_be_carried_to_another_machine(stand: Stand) -> None:
-    save, load = commands("Без интернета")
+    save, load = commands("Без интернета", OPERATIONS)
     assert "$(docker compose config --images)" in save
     stand.type("docker compose down --timeout 5")
     images = stand.type("docker compose config --images").split()

@@ -6,7 +6,7 @@ import pytest
 
 from tests.e2e.conftest import Begun
 from tests.e2e.pairs import PAIRS, pins_of_the_gateway, torch_of
-from tests.readme import ROOT, section
+from tests.readme import OPERATIONS, ROOT, section
 from tests.test_deploy import CHOICES
 
 pytestmark = pytest.mark.timeout(1200)
@@ -18,7 +18,7 @@ def test_a_pair_resolves_as_its_image_is_built(pair: str, begun: Begun) -> None:
     resolved = begun.resolved[pair].result()
     assert (resolved["vllm"], resolved["torch"].partition("+")[0]) == (vllm, torch)
     assert {name: resolved[name] for name in ("transformers", "tokenizers")} == pins_of_the_gateway(vllm)
-    table = section("Версии")
+    table = section("Версии", OPERATIONS)
     for version in (vllm, torch, resolved["transformers"]):
         assert version in table
 
