@@ -124,20 +124,6 @@ def test_every_error_of_a_talk_is_in_the_table_of_what_to_repeat(gateway: Gatewa
                 assert f"`{code}`" in text
 
 
-def test_the_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)]+)\)", PAGE):
-        path, _, anchor = target.partition("#")
-        page = ROOT / "client" / path if path else ROOT / "client" / "README.md"
-        assert page.exists(), target
-        titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
-        assert not anchor or anchor in {_anchor(title) for title in titles}, target
-
-
-def _anchor(title: str) -> str:
-    """As GitHub makes it of a heading."""
-    return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
-
-
 # --- the program ---
 
 
