@@ -18,7 +18,7 @@ from typing import Any
 from client.api import Answer, Done, GatewayClient, GatewayProblem
 from demo.environments import prepare
 from demo.progress import Step
-from demo.stand import generated_model, random_model, start_gateway, start_vllm
+from demo.stand import generated_model, random_models, start_gateway, start_vllm
 
 KEY = "bench-key"
 MAX_MODEL_LEN = 1024
@@ -151,7 +151,7 @@ def main() -> int:
     parser.add_argument("tokenizer", nargs="?", type=Path, help="folder of a model's tokenizer")
     asked = parser.parse_args()
     sessions = asked.sessions
-    model = random_model(asked.tokenizer) if asked.tokenizer else generated_model()
+    model = random_models(asked.tokenizer)[0] if asked.tokenizer else generated_model()
     with start_vllm(model, KEY, MAX_MODEL_LEN, *VLLM_ARGUMENTS) as vllm:
         vllm.wait_until_ready()
         narrow = str(MAX_CONTEXT_TOKENS)

@@ -97,33 +97,44 @@ class Server:
 
 def generated_model() -> Path:
     """A small model folder with random weights, made the first time it is asked for."""
-    return _made("model", "маленькая модель", "make_model.py")
+    return _made("make_model.py", "маленькая модель", {"model": []})[0]
 
 
 def larger_model(layers: int, hidden: int) -> Path:
     """The same with more to compute, for measurements in which the model must not be for nothing."""
-    return _made(
-        f"model-{layers}x{hidden}", "модель побольше", "make_model.py", f"--layers={layers}", f"--hidden={hidden}"
-    )
+    arguments = [f"--layers={layers}", f"--hidden={hidden}"]
+    return _made("make_model.py", "модель побольше", {f"model-{layers}x{hidden}": arguments})[0]
 
 
-def random_model(tokenizer: Path) -> Path:
-    """A model folder with random weights for a tokenizer's folder, made the first time it is asked for."""
-    name = tokenizer.name
-    return _made(f"random-{name}", f"модель для токенизатора {name}", "random_model.py", str(tokenizer))
+def random_models(*tokenizers: Path) -> list[Path]:
+    """Model folders with random weights, one for each tokenizer's folder, made the first time they are asked for."""
+    wanted = {f"random-{tokenizer.name}": [str(tokenizer)] for tokenizer in tokenizers}
+    return _made("random_model.py", f"модели для токенизаторов: {len(wanted)}", wanted)
 
 
-def _made(name: str, title: str, script: str, *arguments: str) -> Path:
-    """A folder made by a script that runs in vLLM's environment and takes the folder as its last argument."""
-    folder = WORK / name
-    if not (folder / "model.safetensors").exists():
-        programs = prepare_vllm()
-        unfinished = folder.with_suffix(".unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        command = [str(programs / "python"), str(ROOT / "demo" / script), *arguments, str(unfinished)]
-        run_step(title, [command], WORK / "logs" / f"{name}.log")
-        unfinished.rename(folder)
-    return folder
+def _made(script: str, title: str, wanted: Mapping[str, Sequence[str]]) -> list[Path]:
+    """Folders made by a script that runs in vLLM's environment.
+
+    Args:
+        script: takes, for each folder, some arguments and the folder.
+        title: what the person is told.
+        wanted: names of folders, with those arguments.
+    """
+    missing = {name: arguments for name, arguments in wanted.items() if not _is_made(name)}
+    if missing:
+        python = prepare_vllm() / "python"
+        unfinished = {name: WORK / f"{name}.unfinished" for name in missing}
+        for folder in unfinished.values():
+            shutil.rmtree(folder, ignore_errors=True)
+        arguments = [argument for name, given in missing.items() for argument in (*given, str(unfinished[name]))]
+        run_step(title, [[str(python), str(ROOT / "demo" / script), *arguments]], WORK / "logs" / "models.log")
+        for name, folder in unfinished.items():
+            folder.rename(WORK / name)
+    return [WORK / name for name in wanted]
+
+
+def _is_made(name: str) -> bool:
+    return (WORK / name / "model.safetensors").exists()
 
 
 def start_vllm(model: Path, key: str, max_model_len: int = DEFAULT_MAX_MODEL_LEN, *more: str, port: int = 0) -> Server:

@@ -11,7 +11,7 @@ import pytest
 from bench.refusals import MAX_CONTEXT_TOKENS, MAX_MODEL_LEN, VLLM_ARGUMENTS, Seeker, defects
 from client.api import GatewayClient
 from demo.environments import WORK
-from demo.stand import Server, random_model, start_vllm
+from demo.stand import Server, random_models, start_vllm
 from tests.conftest import Gateway, gateways_before
 from tests.scripted_vllm import KEY
 from tests.servers import wait_until
@@ -38,15 +38,16 @@ def in_parts() -> Path:
 @pytest.fixture(scope="module")
 def start() -> Iterator[Callable[[str], tuple[Path, Server]]]:
     """Starts a vLLM with a tokenizer, and the next one already: it takes most of a minute and one core each."""
+    folders = random_models(*(in_parts() if name == IN_PARTS else folder_of(name) for name in NAMES))
+    models = dict(zip(NAMES, folders, strict=True))
     started: dict[str, tuple[Path, Server]] = {}
     with ExitStack() as stack:
 
         def start(name: str) -> tuple[Path, Server]:
             for wanted in NAMES[NAMES.index(name) :][:2]:
                 if wanted not in started:
-                    model = random_model(in_parts() if wanted == IN_PARTS else folder_of(wanted))
-                    server = start_vllm(model, KEY, MAX_MODEL_LEN, *VLLM_ARGUMENTS, "--enforce-eager")
-                    started[wanted] = model, stack.enter_context(server)
+                    server = start_vllm(models[wanted], KEY, MAX_MODEL_LEN, *VLLM_ARGUMENTS, "--enforce-eager")
+                    started[wanted] = models[wanted], stack.enter_context(server)
             return started[name]
 
         yield start
