@@ -1,9 +1,10 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+DOCTOR_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down logs ps gateway test lint bench clean
+.PHONY: help demo doctor up down logs ps gateway test lint bench clean
 
 help: ## показать эту справку
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -11,10 +12,14 @@ help: ## показать эту справку
 demo: ## поднять vLLM на процессоре и шлюз, открыть разговор; выход остановит всё
 	@$(PYTHON) -m demo
 
+doctor: ## проверить машину и стенд: что не так, почему и что набрать
+	@$(PYTHON) -m app.doctor --stand $(DOCTOR_ARGS)
+
 up: docker-compose.yaml .env model ## собрать образы, если их нет, и запустить стенд
-	@docker compose up --detach
+	@docker compose up --detach || { echo "Стенд не запустился. Что не так, найдёт make doctor" >&2; exit 1; }
 	@docker compose up --detach --no-deps --no-recreate --wait --wait-timeout 90 gateway || \
-		{ echo "Шлюз не запустился. Его последние слова:" >&2; docker compose logs --tail 5 gateway >&2; exit 1; }
+		{ echo "Шлюз не запустился. Его последние слова:" >&2; docker compose logs --tail 5 gateway >&2; \
+		echo "Что ещё не так, найдёт make doctor" >&2; exit 1; }
 	@address=$$({ docker compose port proxy 8080 2>/dev/null || docker compose port gateway 8080; } | \
 		sed 's/^0\.0\.0\.0/127.0.0.1/'); \
 		echo "Шлюз: http://$$address. Загрузилась ли модель, скажет curl http://$$address/ready"; \

@@ -102,8 +102,11 @@ class CountAgreement:
             return f"{self._difference} {_WASTES_ROOM}"
         return f"{self._difference} {_ASKS_EVERY_TIME if self._asks else _KEEPS_A_MARGIN}"
 
-    async def probe(self) -> None:
-        """Compare a dozen conversations with a vLLM that has just come; what was known of the last one is forgotten."""
+    async def probe(self) -> int:
+        """Compare a dozen conversations with a vLLM that has just come; what was known of the last one is forgotten.
+
+        Returns how many it could compare.
+        """
         self._forget()
         compared = differing = 0
         for system_prompt, texts, message, extra in PROBES:
@@ -117,7 +120,7 @@ class CountAgreement:
                 continue  # no template has to take tools, or every form of a talk
             except GatewayError as exc:
                 log.info("счёт токенов заранее не сверен, он сверяется с каждым ответом: %s", exc.detail)
-                return
+                return compared
             if theirs != counted and not differing:
                 self._cause = await self._likely_cause(messages, extra)
             compared += 1
@@ -126,6 +129,7 @@ class CountAgreement:
         if compared and not differing:
             self._cause = _SEEN_BY_NO_PROBE
         log.info("счёт токенов сверен с vLLM: проб %d, расхождений %d", compared, differing)
+        return compared
 
     def expected(self, last: Surplus) -> Surplus:
         """What vLLM will count more of the next prompt of a conversation.

@@ -4,7 +4,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-_LFS_POINTER = b"version https://git-lfs"
+LFS_POINTER = b"version https://git-lfs"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json", "vocab.txt", "spiece.model")
 
 
 def unusable_files(folder: str, paths: Iterable[Path]) -> str:
@@ -19,7 +20,7 @@ def unusable_files(folder: str, paths: Iterable[Path]) -> str:
             f"В папке {folder} не читаются файлы: {_some(unreadable)}. Если нет прав — дайте доступ (chmod -R a+rX), "
             "если это ссылки — положите вместо них сами файлы (hf download … --local-dir)"
         )
-    if pointers := [path.name for path in seen if path.is_file() and _begins_with(path, _LFS_POINTER)]:
+    if pointers := [path.name for path in seen if path.is_file() and _begins_with(path, LFS_POINTER)]:
         return (
             f"В папке {folder} вместо файлов — указатели Git LFS: {_some(pointers)}. "
             "Скачайте модель целиком (hf download … --local-dir или git lfs pull)"

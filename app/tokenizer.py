@@ -18,7 +18,7 @@ from app.chunks import ChunkCounter, TooMuchNew
 from app.config import ConfigError
 from app.context import ChatMessage, Pair, Talk, conversation
 from app.errors import UpstreamRejected
-from app.model_folder import unusable_files
+from app.model_folder import TOKENIZER_FILES, unusable_files
 from app.pairwise import NotPairwise, PairwiseCounter
 from app.template import ChatTemplate, one_line, template_arguments
 from app.vllm import RequestSchema
@@ -36,7 +36,6 @@ _AT_ONCE_NEW_CHARACTERS = 3_000
 # One more than a text needs that takes long. Each holds memory, see app/encoder.py.
 _FAST_THREADS = 2
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json", "vocab.txt", "spiece.model")
 _SAMPLE_TEXTS = [
     ("Привет!  ", "  Здравствуйте.\n"),
     ("ещё 🦔\r\n\tраз", ""),
@@ -116,9 +115,9 @@ class ChatTokenizer:
                 "(chmod -R a+rX) или укажите другую папку в TOKENIZER_PATH"
             ) from exc
         files = {path.name for path in paths}
-        if files.isdisjoint(_TOKENIZER_FILES):
+        if files.isdisjoint(TOKENIZER_FILES):
             raise ConfigError(
-                f"В папке {folder} нет файлов токенизатора ({', '.join(_TOKENIZER_FILES[:3])} …): "
+                f"В папке {folder} нет файлов токенизатора ({', '.join(TOKENIZER_FILES[:3])} …): "
                 "скачайте модель целиком или укажите папку с ними в TOKENIZER_PATH"
             )
         unusable = unusable_files(folder, paths)

@@ -6,6 +6,7 @@ import re
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Annotated, Any
 from urllib.parse import quote, urlsplit
 
@@ -289,6 +290,16 @@ class VLLMClient:
             return _decode_version(await self._get("/version")).version
         except (GatewayError, *_GARBAGE):
             return ""
+
+    async def clock(self) -> float | None:
+        """When it is by its own clock, in seconds since 1970; None where it does not tell."""
+        try:
+            with _translated(self._base_url):
+                path = self._root_path + "/health"
+                with closing(await self._pool.request("GET", path, {}, b"", _PROBE_SECONDS)) as response:
+                    return parsedate_to_datetime(response.headers.get("date", "")).timestamp()
+        except (GatewayError, ValueError):
+            return None
 
     async def count_messages(
         self, messages: Sequence[ChatMessage], tools: object, template_arguments: Mapping[str, Any]
