@@ -5,9 +5,11 @@ Forms of answers are those that the real vLLM 0.32 gives; `tests/e2e` holds both
 
 import asyncio
 import json
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from typing import Any
 
 from starlette.applications import Starlette
@@ -109,6 +111,7 @@ class ScriptedVLLM:
         max_model_len: what /v1/models says.
         healthy: whether /health answers 200.
         health_delay: seconds that it takes to.
+        clock_ahead: seconds by which its clock is ahead of everybody else's; None: as it is, right.
         openapi: the body of /openapi.json.
         models_script: replaces the answer of /v1/models.
         models_delay: seconds that it takes.
@@ -131,6 +134,7 @@ class ScriptedVLLM:
         self.max_model_len = 8192
         self.healthy = True
         self.health_delay = 0.0
+        self.clock_ahead: float | None = None
         self.openapi = openapi(KNOWN_FIELDS.split())
         self.models_script: Script | None = None
         self.models_delay = 0.0
@@ -178,7 +182,8 @@ class ScriptedVLLM:
 
     async def _health(self, _: Request) -> Response:
         await asyncio.sleep(self.health_delay)
-        return Response(status_code=200 if self.healthy else 503)
+        headers = {} if self.clock_ahead is None else {"Date": formatdate(time.time() + self.clock_ahead, usegmt=True)}
+        return Response(status_code=200 if self.healthy else 503, headers=headers)
 
     async def _openapi(self, _: Request) -> Response:
         return Response(self.openapi, media_type="application/json")

@@ -1,6 +1,7 @@
 """`python -m app.doctor`: its arguments, what it prints and how it ends."""
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -30,6 +31,7 @@ def _look(*, stand: bool) -> Iterable[Finding]:
         return examine(Path.cwd())
     from app.doctor.gateway import examine_from_inside  # noqa: PLC0415 - needs what only the gateway has installed
 
+    logging.disable(logging.CRITICAL)  # what the parts of the gateway would log is said in full by the findings
     return examine_from_inside()
 
 

@@ -61,7 +61,7 @@ def seconds(duration: str) -> float:
 
 def tokens(given: str) -> int | None:
     """A length as vLLM reads it: `8192`, `8k` (thousands), `8K` (1024s); None where it is none."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgtKMGT]?)", given.strip())
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([kmgtKMGT]?)", given.strip())
     if not found:
         return None
     number, unit = float(found[1]), found[2]

@@ -1,7 +1,6 @@
 """The inner half: looks at vLLM and Redis from where the gateway is, with the gateway's own settings and clients."""
 
 import asyncio
-import logging
 import os
 import socket
 import time
@@ -31,7 +30,6 @@ _SET_CLOCK = "на обеих машинах: sudo timedatectl set-ntp true"
 
 def examine_from_inside() -> Iterator[Finding]:
     """Look from inside; each finding as soon as it is there."""
-    logging.disable(logging.CRITICAL)  # what the parts of the gateway would log is said here in full
     try:
         settings = load_settings()
     except ConfigError as exc:

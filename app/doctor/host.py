@@ -175,7 +175,7 @@ class _Look:
         return self._run("docker", "compose", *command, environ=environ, seconds=seconds)
 
     def _runs(self, service: str) -> bool:
-        return any(one.service == service and one.state in {"running", "restarting"} for one in self._running)
+        return any(one.service == service and one.state == "running" for one in self._running)
 
     @cached_property
     def _of_the_model(self) -> Model:

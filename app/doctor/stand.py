@@ -54,7 +54,7 @@ class Service:
         """The value of an option on its command line, by any of its names; the last one counts, as for vLLM."""
         found = None
         words = list(self.command)
-        for word, after in zip(words, [*words[1:], ""], strict=True):
+        for word, after in zip(words, [*words[1:], ""], strict=False):
             name, equals, value = word.partition("=")
             if name.replace("_", "-") in names:
                 found = value if equals else after

@@ -1,0 +1,354 @@
+"""What the checks know and compute, without a machine around them."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.config import Settings
+from app.doctor import cards, dotenv, facts, machine
+from app.doctor.cards import Card
+from app.doctor.containers import telling_line
+from app.doctor.dotenv import DotEnv
+from app.doctor.machine import Disk, Machine
+from app.doctor.model import Entry, Model, Tensors
+from app.doctor.needs import Needs, longest_context, needs_of
+from app.doctor.programs import run
+from app.doctor.settings import INTEGERS
+from app.doctor.stand import Port, Service, guessed
+from tests.readme import ROOT, section
+from tests.test_deploy import arguments, env_example
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+PLAIN = {
+    "model_type": "llama",
+    "num_hidden_layers": 6,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "hidden_size": 256,
+    "head_dim": 32,
+}
+
+
+# --- one truth ---
+
+
+def test_what_it_knows_of_the_gateways_settings_is_true() -> None:
+    whole = [name.upper() for name, field in Settings.model_fields.items() if field.annotation is int]
+    assert sorted(INTEGERS) == sorted(whole)
+    assert env_example()["VLLM_API_KEY"] == (dotenv.EXAMPLE_KEY, True)
+
+
+def test_it_asks_for_the_versions_that_the_readme_asks_for() -> None:
+    versions = section("Версии")
+    both = [arguments("Dockerfile.vllm")["BASE_IMAGE"], env_example()["BASE_IMAGE"][0]]
+    drivers = [f"{driver} или новее" for driver in ("570.26", "580.65.06")]
+    for image, driver, generation in zip(both, drivers, ("Volta (7.0)", "Turing (7.5)"), strict=True):
+        assert driver in versions
+        assert generation in versions
+        cuda = cards.cuda_of(image)
+        assert f"CUDA {cuda[0]}.{cuda[1]}" in versions
+        too_old = list(cards.driver(run(["true"], "."), [card(driver="400.1")], image))
+        assert driver.removesuffix(" или новее") in too_old[0].why
+    assert "Docker Engine 23 или новее, Docker Compose 2.24.4 или новее" in section("Что нужно")
+
+
+HOST_HALF = [path for path in (ROOT / "app" / "doctor").glob("*.py") if path.name != "gateway.py"]
+
+
+@pytest.mark.parametrize(
+    "path", [*HOST_HALF, ROOT / "app" / "__init__.py", ROOT / "app" / "model_folder.py"], ids=lambda path: path.stem
+)
+def test_the_host_half_needs_nothing_but_an_old_python(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 10))
+    outer = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {alias.name for node in outer if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module or "" for node in outer if isinstance(node, ast.ImportFrom)}
+    foreign = {name for name in names if name.partition(".")[0] not in {*sys.stdlib_module_names, "app"}}
+    assert not foreign
+    ours = {name for name in names if name.startswith("app")}
+    assert all(name in {"app", "app.model_folder"} or name.startswith("app.doctor") for name in ours)
+    new = {"tomllib", "StrEnum", "Self", "UTC", "assert_never", "ExceptionGroup", "TaskGroup", "batched", "chdir"}
+    assert not new & {node.name for node in ast.walk(tree) if isinstance(node, ast.alias)}
+
+
+# --- memory and context ---
+
+
+def served(config: dict[str, Any], *command: str, weights: dict[str, int] | None = None) -> Needs:
+    tensors = {"model.safetensors": Tensors(promised_bytes=1, bytes_by_type=weights or {"BF16": 1000})}
+    model = Model(
+        "model",
+        documents={"config.json": config},
+        tensors=tensors,
+        entries={"model.safetensors": Entry("model.safetensors")},
+    )
+    return needs_of(model, Service("vllm", command=command))
+
+
+def test_the_cache_is_as_large_as_vllm_makes_it() -> None:
+    """vLLM 0.32 makes 174 720 tokens of a gibibyte for such a model, in blocks of 128."""
+    per_token = served(PLAIN).cache_bytes_per_token or 0
+    assert 2**30 // per_token // 128 * 128 == 174_720
+
+
+@pytest.mark.parametrize(
+    ("command", "size"),
+    [
+        ((), 6144),
+        (("--kv-cache-dtype", "fp8"), 3072),
+        (("--kv-cache-dtype=fp8_e5m2",), 3072),
+        (("--tensor-parallel-size", "2"), 3072),
+        (("-tp", "16"), 768),
+        (("--kv-cache-dtype", "of the future"), None),
+        (("--dtype", "float32"), None),
+    ],
+)
+def test_the_cache_depends_on_how_the_model_is_served(command: tuple[str, ...], size: int | None) -> None:
+    assert served(PLAIN, *command).cache_bytes_per_token == size
+
+
+@pytest.mark.parametrize(
+    "special",
+    [
+        {"model_type": "deepseek_v3", "kv_lora_rank": 512},
+        {"model_type": "gemma3_text"},
+        {"sliding_window": 4096},
+        {"layer_types": ["full_attention", "sliding_attention"]},
+        {"num_hidden_layers": None},
+        {"model_type": 7},
+    ],
+)
+def test_a_cache_that_it_cannot_compute_is_not_guessed(special: dict[str, Any]) -> None:
+    needs = served({**PLAIN, **special})
+    assert needs.cache_bytes_per_token is None
+    assert needs.why
+
+
+def test_windows_that_are_not_used_are_none() -> None:
+    for unused in (
+        {"sliding_window": 131072, "use_sliding_window": False, "model_type": "qwen2"},
+        {"sliding_window": None},
+        {"layer_types": ["full_attention"] * 6, "sliding_window": 4096},
+    ):
+        assert served({**PLAIN, **unused}).cache_bytes_per_token == 6144
+
+
+def test_weights_are_counted_as_vllm_holds_them() -> None:
+    assert served(PLAIN, weights={"F32": 4000, "BF16": 100}).weights_bytes == 2100
+    assert served(PLAIN, "--tensor-parallel-size", "4", weights={"BF16": 4000}).weights_bytes == 1000
+    assert served(PLAIN, "--quantization", "fp8").weights_bytes is None
+    assert served(PLAIN, "--dtype", "float32").weights_bytes is None
+
+
+@pytest.mark.parametrize(
+    ("config", "length"),
+    [
+        ({"max_position_embeddings": 4096}, 4096),
+        ({"n_positions": 2048, "seq_length": 1024}, 1024),
+        ({"max_position_embeddings": 8192, "model_max_length": 131072}, 131072),
+        ({"max_position_embeddings": 4096, "rope_scaling": {"type": "linear", "factor": 4.0}}, 16384),
+        ({"max_position_embeddings": 131072, "rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, 131072),
+        (
+            {
+                "max_position_embeddings": 32768,
+                "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
+            },
+            131072,
+        ),
+        ({"max_position_embeddings": 131072, "model_type": "gemma3_text", "rope_scaling": {"factor": 8.0}}, 131072),
+        ({}, None),
+        ({"max_position_embeddings": "?"}, None),
+    ],
+)
+def test_the_models_context_is_what_vllm_derives(config: dict[str, Any], length: int | None) -> None:
+    assert longest_context(config) == length
+
+
+def test_lengths_are_read_as_vllm_reads_them() -> None:
+    given = {"8192": 8192, "8k": 8000, "8K": 8192, "1.5k": 1500, "1M": 1024**2, "8192 ": 8192}
+    assert {text: facts.tokens(text) for text in given} == given
+    for wrong in ("", "8192x", "1.5", "-1", "auto", "٨"):
+        assert facts.tokens(wrong) is None, wrong
+
+
+@given(
+    config=st.dictionaries(st.sampled_from([*PLAIN, "rope_scaling", "layer_types", "max_position_embeddings"]), JSON)
+)
+@settings(max_examples=50, deadline=None)
+def test_no_config_is_too_strange(config: dict[str, Any]) -> None:
+    longest_context(config)
+    served({**PLAIN, **config})
+
+
+# --- .env ---
+
+
+@given(content=st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
+@settings(max_examples=100, deadline=None)
+def test_no_env_is_too_strange(content: bytes) -> None:
+    list(dotenv.suspicions(dotenv.read(content, 0o644), ["VLLM_API_KEY"], {}))
+
+
+def test_env_is_read_as_compose_reads_it() -> None:
+    content = '\ufeffA=1\r\n# B=2\nexport C = x y\nD: d\nE=\'$x # y\'\nF="q\\"r" # s\n'
+    content += "G=a#b\nH=a #b\nI=\nJUST\n A-B C=1\nK='x\n"
+    env = dotenv.read(content.encode(), 0o600)
+    assert env.values == {
+        "A": "1",
+        "C": "x y",
+        "D": "d",
+        "E": "$x # y",
+        "F": 'q\\"r',
+        "G": "a#b",
+        "H": "a",
+        "I": "",
+    }
+    assert (list(env.broken), list(env.unclosed)) == ([10, 11], [12])
+
+
+def test_no_line_of_env_is_shown() -> None:
+    """Whatever stands there may be the key."""
+    env = dotenv.read(b"VLLM_API_KEY sesam-oeffne-dich\nVLLM_API_KEY='sesam-oeffne-dich\nX=$sesam\n", 0o644)
+    assert "oeffne" not in str(list(dotenv.suspicions(env, [], {"VLLM_API_KEY": "sesam-oeffne-dich"})))
+
+
+def test_a_dollar_that_compose_can_put_in_is_no_fault() -> None:
+    env = dotenv.read(b"HERE=/data\nCOMPOSE_FILE=${HERE}/a.yaml:$PWD/b.yaml\nX='$no'\nY=\\$no\nZ=$$no\n", 0o600)
+    codes = {finding.code for finding in dotenv.suspicions(env, ["HERE", "X", "Y", "Z"], {"PWD": "/"})}
+    assert not codes
+
+
+def test_without_compose_the_stand_is_guessed_from_its_defaults() -> None:
+    example = (ROOT / "docker-compose.example.yaml").read_text(encoding="utf-8")
+    env = {"VLLM_EXTRA_ARGS": "--max-model-len 4096 --seed '1 2'", "GATEWAY_PORT": "127.0.0.1:9000"}
+    seen = guessed(env, example, "/here")
+    [vllm] = seen.vllms
+    assert vllm.option("--max-model-len") == "4096", "the last one counts"
+    assert vllm.base_image == arguments("Dockerfile.vllm")["BASE_IMAGE"]
+    assert seen.gateway.ports == [Port("gateway", "127.0.0.1", 9000)]
+    assert guessed({"VLLM_EXTRA_ARGS": "'"}, example, "/here").vllms
+
+
+# --- the machine ---
+
+
+def test_a_clock_of_the_past_is_noticed() -> None:
+    [finding] = machine.clock(Machine("Linux", "x86_64", now=0.0))
+    assert (finding.status, finding.what) == ("failure", "Часы этой машины показывают 1970-01-01: это прошлое")
+
+
+@pytest.mark.parametrize("kind", [("Darwin", "arm64"), ("Linux", "aarch64"), ("Windows", "AMD64")])
+def test_other_machines_are_told_of(kind: tuple[str, str]) -> None:
+    [finding] = machine.system(Machine(*kind))
+    assert finding.status == "failure"
+    assert kind[0] in finding.what
+
+
+def test_images_that_are_missing_need_room() -> None:
+    disk = Disk("/var/lib/docker", 10 * 2**30)
+    assert [finding.status for finding in machine.disk(disk, {})] == ["ok"]
+    [finding] = machine.disk(disk, {"vllm": 23 * 2**30})
+    assert finding.status == "failure"
+    assert "25.0 ГиБ" in finding.why
+
+
+@pytest.mark.parametrize(
+    ("address", "taken", "clashes"),
+    [
+        ("", ("127.0.0.1", 8080), True),
+        ("127.0.0.1", ("0.0.0.0", 8080), True),
+        ("127.0.0.1", ("127.0.0.1", 8080), True),
+        ("127.0.0.1", ("10.0.0.1", 8080), False),
+        ("", ("0.0.0.0", 8081), False),
+    ],
+)
+def test_ports_clash_on_the_same_address_only(address: str, taken: tuple[str, int], *, clashes: bool) -> None:
+    [finding] = machine.ports([Port("gateway", address, 8080)], {taken}, set(), {})
+    assert (finding.status == "failure") is clashes
+    assert not clashes or f"GATEWAY_PORT={address + ':' if address else ''}8081" in finding.command
+
+
+def test_listening_sockets_are_read_as_the_kernel_writes_them() -> None:
+    table = (
+        "  sl  local_address rem_address   st tx_queue\n"
+        "   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000\n"
+        "   1: 0100007F:1F91 0100007F:1F90 01 00000000:00000000\n"
+    )
+    assert machine.listening(table) == {("127.0.0.1", 8080)}
+    assert machine.listening("") == set()
+
+
+def card(total: int = 24, free: int = 24, **changes: Any) -> Card:
+    defaults = {"index": "0", "uuid": "GPU-0", "name": "RTX", "driver": "580.65.06", "capability": (8, 9)}
+    return Card(**{**defaults, "total_bytes": total * 2**30, "free_bytes": free * 2**30, **changes})
+
+
+def test_a_driver_as_new_as_the_toolkit_is_fine_and_an_image_of_an_unknown_one_unchecked() -> None:
+    smi = run(["true"], ".")
+    for image, status in (
+        ("pytorch/pytorch:2.9.1-cuda12.8-cudnn9-runtime", "ok"),
+        ("pytorch/pytorch:2.13.0-cuda13.0-cudnn9-runtime", "ok"),
+        ("my/own:latest", "unchecked"),
+    ):
+        assert [finding.status for finding in cards.driver(smi, [card()], image)] == [status]
+
+
+def test_memory_that_the_card_does_not_tell_is_unchecked() -> None:
+    assert cards.cards_in("0, GPU-0, GB10, 580.65.06, [N/A], [N/A], 12.1\njunk\n")[0].total_bytes == 0
+    [finding] = cards.memory([card(total=0)], Service("vllm", wants_cards=-1), Model("model"), 8192, runs=False)
+    assert finding.status == "unchecked"
+
+
+def test_a_share_of_the_cards_is_counted_as_the_stand_deals_them_out() -> None:
+    second = card(index="1", uuid="GPU-1", free=1)
+    vllm = Service("vllm-2", wants_cards=1, cards=["1"])
+    [finding, *_] = cards.memory([card(), second], vllm, Model("model"), 8192, runs=False)
+    assert finding.code == "card_busy"
+    assert [one.code for one in cards.memory([card()], vllm, Model("model"), 8192, runs=False)] == ["cards_few"]
+
+
+# --- logs and programs ---
+
+
+def test_the_telling_line_of_a_log_has_no_secrets() -> None:
+    log = "INFO a\nConnectionError: redis://u:parol@redis/0 and klyuch\nINFO b\n"
+    line, why, command = telling_line(log, ["klyuch"])
+    assert line == "ConnectionError: redis://u:***@redis/0 and ***"
+    assert why
+    assert command
+
+
+@pytest.mark.parametrize(
+    ("log", "says"),
+    [
+        ("RuntimeError: The NVIDIA driver on your system is too old (found version 12020)", "обновите драйвер"),
+        ("pydantic: User-specified max_model_len (9) is greater than the derived max_model_len", "VLLM_MAX_MODEL_LEN"),
+        ("vllm serve: error: unrecognized arguments: --nope", "VLLM_EXTRA_ARGS"),
+        ("safetensors_rust.SafetensorError: header too large", "скачайте модель заново"),
+        ("nothing of use", "исправьте названное"),
+    ],
+)
+def test_what_vllm_says_before_it_falls_is_explained(log: str, says: str) -> None:
+    assert says in telling_line(log, [])[2]
+
+
+def test_a_program_that_hangs_or_is_absent_is_not_waited_for() -> None:
+    assert run(["sleep", "30"], ".", seconds=0.1).end == "timeout"
+    assert run(["no-such-program"], ".").end == "absent"
+    assert run(["true"], ".", {"X": "a\0b"}).end == "absent"
+    assert not DotEnv(exists=False).values
+
+
+def test_the_page_is_linked_where_a_person_looks_for_it() -> None:
+    assert re.search(r"make doctor", section("Отладка"))
+    assert re.search(r"docs/doctor\.md", section("Что в репозитории"))

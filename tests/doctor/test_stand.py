@@ -1,0 +1,215 @@
+"""The host half: each fault is named with what to type, alone and among many, and good health is not complained of."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.doctor.faults import FAULTS, Fault
+from tests.doctor.world import KEY, World, troubles
+from tests.readme import ROOT
+from tests.screen import Screen
+from tests.servers import lasting_port
+
+pytestmark = pytest.mark.docker
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path, lasting_port())
+    with made.kept:
+        yield made
+
+
+def test_good_health_is_not_complained_of(world: World) -> None:
+    ran = world.doctor()
+    assert ran.returncode == 0, ran.stdout
+    assert ran.stdout.endswith("Всё в порядке.\n"), ran.stdout
+    assert not {"✗", "!"} & {line[:1] for line in ran.stdout.splitlines()}
+    assert ran.stderr == ""
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.code)
+def test_a_fault_is_named_and_nothing_else(world: World, fault: Fault) -> None:
+    fault.seed(world)
+    found = troubles(world.findings())
+    assert {finding["code"] for finding in found} == {fault.code} | fault.also, found
+    finding = next(finding for finding in found if finding["code"] == fault.code)
+    assert finding["status"] == fault.status
+    assert fault.says in finding["what"]
+    assert fault.types in finding["command"]
+    assert finding["why"]
+
+
+MANY = """
+docker_old compose_old clock_unsynchronised
+env_readable env_unknown env_dollar extra_args_quote key_example not_a_number budget length_over_model drain
+workers_without_redis tokenizer_path shm
+model_closed weights_cut tokenizer_missing template_missing
+driver_old card_old card_bfloat16 toolkit_missing card_busy
+port_taken disk container_fallen
+""".split()
+
+
+def seed_many(world: World) -> None:
+    """As many at once as can be."""
+    for fault in FAULTS:
+        if fault.code in set(MANY) - {"model_closed", "container_fallen", "budget", "card_bfloat16"}:
+            fault.seed(world)
+    world.set(MAX_CONTEXT_TOKENS="70000")
+    (world.model / "model-00001-of-00002.safetensors").chmod(0o600)
+    log = "ValueError: No available memory for the cache blocks\n"
+    world.containers({"Service": "vllm", "State": "restarting", "ExitCode": 1}, vllm=log)
+    (world.folder / ".env").chmod(0o644)
+
+
+def test_each_of_many_faults_is_named_in_one_run(world: World) -> None:
+    seed_many(world)
+    found = troubles(world.findings())
+    assert sorted(finding["code"] for finding in found) == sorted(MANY)
+    shown = world.doctor()
+    assert shown.returncode == 1
+    for finding in found:
+        assert finding["what"] in shown.stdout
+        for line in finding["command"].splitlines():
+            assert f"    → {line}\n" in shown.stdout
+    assert shown.stdout.splitlines()[-1].startswith("Найдено ошибок: ")
+
+
+def test_without_docker_everything_else_is_still_looked_at(world: World) -> None:
+    world.without("docker", "nvidia-smi")
+    world.set(VLLM_API_KEY="INTERNAL_VLLM_KEY", VLLM_MAX_MODEL_LEN="65536", SESSION_TTL_SECONDS="abc")
+    world.shard.unlink()
+    codes = {finding["code"] for finding in troubles(world.findings())}
+    assert codes == {
+        "docker_missing",
+        "key_example",
+        "length_over_model",
+        "not_a_number",
+        "shards_missing",
+        "driver_missing",
+    }
+
+
+def test_in_a_folder_of_something_else_it_says_where_to_go(world: World) -> None:
+    for path in (world.folder / "docker-compose.yaml", world.folder / "docker-compose.example.yaml"):
+        path.unlink()
+    finding = next(finding for finding in world.findings() if finding["code"] == "compose_file_missing")
+    assert finding["command"] == "запустите проверку в папке репозитория"
+
+
+def test_a_stand_at_work_is_looked_at_from_inside_with_the_key_by_the_environment(world: World) -> None:
+    """Its ports and its share of the card are its own, and no fault."""
+    port = world.listen()
+    world.set(GATEWAY_PORT=f"127.0.0.1:{port}")
+    world.card(free="1000")
+    world.containers(
+        {"Service": "vllm", "State": "running", "Health": "healthy"},
+        {"Service": "gateway", "State": "running", "Health": "healthy", "Publishers": [{"PublishedPort": port}]},
+    )
+    inner = {"status": "failure", "code": "key_refused", "what": "ключ не тот", "why": "потому", "command": "сделать"}
+    world.say("exec", json.dumps({"findings": [inner]}), code=1)
+    found = world.findings()
+    assert troubles(found) == [inner]
+    assert world.said("exec-key").strip() == KEY
+    assert KEY not in world.said("exec-arguments")
+    assert world.said("exec-arguments").strip() == "compose exec -T -e VLLM_API_KEY gateway python -m app.doctor --json"
+
+
+@pytest.mark.parametrize(
+    ("complaint", "says"),
+    [
+        ("No module named app.doctor", "образ шлюза собран раньше"),
+        (f"boom {KEY}", "проверка внутри шлюза не удалась: boom ***"),
+    ],
+)
+def test_a_gateway_that_cannot_look_is_told_of(world: World, complaint: str, says: str) -> None:
+    world.containers({"Service": "gateway", "State": "running", "Health": "healthy"})
+    world.say("exec", "", complaint=complaint, code=1)
+    found = world.findings()
+    [finding] = [finding for finding in found if finding["code"] == "inside"]
+    assert finding["status"] == "unchecked"
+    assert says in finding["why"]
+    assert not troubles(found)
+
+
+def test_another_container_on_the_port_is_named(world: World) -> None:
+    world.set(GATEWAY_PORT="9123")
+    world.say("ps", json.dumps({"Names": "other-web-1", "Ports": "0.0.0.0:9123->80/tcp"}) + "\n")
+    [finding] = troubles(world.findings())
+    assert "занят контейнером other-web-1" in finding["what"]
+
+
+def test_a_vllm_elsewhere_needs_no_card_here(world: World) -> None:
+    world.set(VLLM_BASE_URL="http://10.0.0.5:8000/v1")
+    world.without("nvidia-smi")
+    assert not troubles(world.findings())
+
+
+@pytest.mark.parametrize("overlays", ["cpu", "scale", "scale:cpu"])
+def test_other_stands_are_not_complained_of(world: World, overlays: str) -> None:
+    files = [f"deploy/docker-compose.{name}.yaml" for name in overlays.split(":")]
+    world.set(COMPOSE_FILE=":".join(["docker-compose.yaml", *files]))
+    if "scale" in overlays:
+        world.set(SESSION_SECRET="0123456789abcdef" * 2)
+    if "cpu" in overlays:
+        world.without("nvidia-smi")
+    else:
+        second = {"index": "1", "uuid": "GPU-1", "name": "NVIDIA H100", "driver": "580.65.06"}
+        rows = [
+            "0, GPU-0, NVIDIA H100, 580.65.06, 81920, 81920, 9.0",
+            ", ".join(second.values()) + ", 81920, 81920, 9.0",
+        ]
+        world.say("smi", "\n".join(rows) + "\n")
+    assert not troubles(world.findings())
+
+
+def junk_everywhere(world: World) -> None:
+    for name in ("version", "compose-version", "info", "smi", "time", "compose-ps", "inspect", "ps"):
+        world.say(name, '{"Server": [], "Runtimes": 7, "Names": null}\n\0]')
+
+
+def junk_model(world: World) -> None:
+    (world.model / "config.json").write_bytes(b"\x00\xff[1, 2]")
+    (world.model / "tokenizer_config.json").write_text("[1]")
+    (world.model / "model.safetensors.index.json").write_text('{"weight_map": {"a": 7, "b": "../../x"}}')
+    world.shard.write_bytes(b"\x10\0\0\0\0\0\0\0" + b'{"a":{"data_off"')
+
+
+def junk_config(world: World) -> None:
+    strange: dict[str, Any] = {
+        "num_hidden_layers": "many",
+        "num_attention_heads": 0,
+        "max_position_embeddings": [],
+        "rope_scaling": 3,
+    }
+    world.write_model(**strange, text_config=7, layer_types=5, torch_dtype={})
+
+
+def unreadable(world: World) -> None:
+    (world.folder / ".env").unlink()
+    (world.folder / ".env").mkdir()
+    for path in world.model.iterdir():
+        path.unlink()
+    world.model.rmdir()
+    world.model.write_text("a file")
+
+
+@pytest.mark.parametrize("seed", [junk_everywhere, junk_model, junk_config, unreadable])
+def test_whatever_is_found_there_is_no_traceback(world: World, seed: Callable[[World], None]) -> None:
+    seed(world)
+    world.findings()
+
+
+def test_colours_are_for_terminals(world: World) -> None:
+    world.set(VLLM_API_KEY="INTERNAL_VLLM_KEY")
+    assert "\033" not in world.doctor().stdout
+    environ = {"PATH": str(world.programs), "PYTHONPATH": str(ROOT), "LANG": "C.UTF-8"}
+    command = [sys.executable, "-S", "-m", "app.doctor", "--stand"]
+    for more, signs in (({}, "\033[33m!\033[0m VLLM_API_KEY"), ({"NO_COLOR": "1"}, "\n! VLLM_API_KEY")):
+        with Screen(command, world.folder, {**environ, **more}, columns=100) as screen:
+            screen.wait_for("Ошибок нет, предупреждений: 1.", 30)
+            assert signs in screen.received
