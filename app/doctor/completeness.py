@@ -148,8 +148,12 @@ def _shard(model: Model, name: str) -> Iterator[Finding]:
         problem = tensors.problem if tensors else "файл пуст"
         yield failure("weights_broken", f"{name}: {problem}", "vLLM остановится на нём.", again)
     elif tensors and tensors.promised_bytes != entry.size:
-        seen = f"{name}: {gib(entry.size)} вместо {gib(tensors.promised_bytes)} ({entry.size} байт)"
+        seen = f"{name}: {_bytes(entry.size)} байт вместо {_bytes(tensors.promised_bytes)}"
         yield failure("weights_cut", seen, "Файл скачан не до конца или испорчен; vLLM остановится на нём.", again)
+
+
+def _bytes(size: int) -> str:
+    return f"{size:,}".replace(",", " ")
 
 
 def _tokenizer(model: Model) -> Iterator[Finding]:

@@ -18,7 +18,7 @@ class Fault:
         title: as the documentation has it.
         seed: has it come over a world in good health.
         code: of the finding.
-        says: a part of what was seen, as the documentation has it.
+        says: the beginning of what was seen, as the documentation has it; … is whatever it is on that machine.
         types: a part of what to type.
         status: how bad it is.
         also: codes of other findings that follow from it.
@@ -207,7 +207,7 @@ FAULTS = (
         "в `COMPOSE_FILE` назван файл, которого нет",
         lambda world: world.set(COMPOSE_FILE="docker-compose.yaml:docker-compose.cpu.yaml"),
         "compose_file_absent",
-        "Нет файла ",
+        "Нет файла …, названного в COMPOSE_FILE",
         "deploy/docker-compose.cpu.yaml",
     ),
     Fault(
@@ -231,14 +231,14 @@ FAULTS = (
         "строка `.env` — не `ИМЯ=значение`",
         _append("просто текст"),
         "env_line",
-        "не ИМЯ=ЗНАЧЕНИЕ и не комментарий",
+        "В .env строка 5: не ИМЯ=ЗНАЧЕНИЕ и не комментарий",
         "nano +5 .env",
     ),
     Fault(
         "не закрыта кавычка в `.env`",
         _append('DEFAULT_SYSTEM_PROMPT="Ты — ёж'),
         "env_quote",
-        "не закрыта кавычка",
+        "В .env строка 5: не закрыта кавычка",
         "nano +5 .env",
     ),
     Fault(
@@ -252,14 +252,14 @@ FAULTS = (
         "`$` в значении",
         _append("DEFAULT_SYSTEM_PROMPT=Цена — $PRICE"),
         "env_dollar",
-        "в значении DEFAULT_SYSTEM_PROMPT есть $",
+        "В .env, строка 5: в значении DEFAULT_SYSTEM_PROMPT есть $, и часть его пропадёт",
         "DEFAULT_SYSTEM_PROMPT='…'",
     ),
     Fault(
         "` #` в значении",
         _append("DEFAULT_SYSTEM_PROMPT=Задача # 1"),
         "env_hash",
-        "всё, что в DEFAULT_SYSTEM_PROMPT после « #», — комментарий",
+        "В .env, строка 5: всё, что в DEFAULT_SYSTEM_PROMPT после « #», — комментарий",
         "DEFAULT_SYSTEM_PROMPT='…'",
         "warning",
     ),
@@ -267,7 +267,7 @@ FAULTS = (
         "опечатка в имени переменной",
         _append("MAX_CONTEXT_TOKEN=4000"),
         "env_unknown",
-        "стенд не знает MAX_CONTEXT_TOKEN — наверное, это MAX_CONTEXT_TOKENS",
+        "В .env, строка 5: стенд не знает MAX_CONTEXT_TOKEN — наверное, это MAX_CONTEXT_TOKENS",
         "sed -i '5s/MAX_CONTEXT_TOKEN/MAX_CONTEXT_TOKENS/' .env",
         "warning",
     ),
@@ -275,7 +275,7 @@ FAULTS = (
         "переменная в `.env` дважды",
         _append("MAX_CONTEXT_TOKENS=4000"),
         "env_twice",
-        "MAX_CONTEXT_TOKENS задан несколько раз",
+        "В .env MAX_CONTEXT_TOKENS задан несколько раз",
         "nano +2 .env",
         "warning",
     ),
@@ -389,14 +389,14 @@ FAULTS = (
         "нет папки `model`",
         lambda world: world.model.rename(world.folder / "elsewhere"),
         "model_missing",
-        "Нет папки модели",
+        "Нет папки модели …/model",
         "hf download",
     ),
     Fault(
         "папка `model` пуста",
         _empty_model,
         "model_empty",
-        "нет модели",
+        "В папке …/model нет модели",
         "hf download",
     ),
     Fault(
@@ -410,7 +410,7 @@ FAULTS = (
         "модель — ссылки из кэша Hugging Face",
         _link_model,
         "model_links",
-        "ссылки, которые в контейнере никуда не ведут",
+        "В папке модели — ссылки, которые в контейнере никуда не ведут",
         "cp -rL",
     ),
     Fault(
@@ -441,7 +441,7 @@ FAULTS = (
         "файл весов недокачан",
         _cut,
         "weights_cut",
-        "model-00002-of-00002.safetensors: 1.0 МиБ вместо 1.0 МиБ",
+        "model-00002-of-00002.safetensors: 1 047 695 байт вместо 1 048 695",
         "hf download",
     ),
     Fault(
@@ -532,7 +532,7 @@ FAULTS = (
         "контекст не помещается в память карты",
         _small_card,
         "context_too_large",
-        "не помещается контекст VLLM_MAX_MODEL_LEN=32768: вместе с весами 4.0 ГиБ, а есть 3.6 ГиБ",
+        "На NVIDIA H100 не помещается контекст VLLM_MAX_MODEL_LEN=32768: вместе с весами 4.0 ГиБ, а есть 3.6 ГиБ",
         "VLLM_MAX_MODEL_LEN=20480",
     ),
     Fault(
@@ -547,11 +547,11 @@ FAULTS = (
         "карт меньше, чем в `--tensor-parallel-size`",
         lambda world: world.set(VLLM_EXTRA_ARGS="--tensor-parallel-size 2"),
         "cards_few",
-        "делит модель на видеокарт: 2, а доступно ему 1",
+        "vLLM (vllm) делит модель на видеокарт: 2, а доступно ему 1",
         "--tensor-parallel-size",
     ),
     # --- the machine ---
-    Fault("порт занят", _taken_port, "port_taken", "уже занят", "sudo ss -ltnp"),
+    Fault("порт занят", _taken_port, "port_taken", "Порт … (gateway) уже занят", "sudo ss -ltnp"),
     Fault("диск полон", _full_disk, "disk", "В /proc свободно 0.0 МиБ", "docker system prune"),
     Fault(
         "часы не сверяются",
@@ -565,7 +565,7 @@ FAULTS = (
         "без видеокарты: памяти машины мало для весов",
         _huge_for_the_processor,
         "ram",
-        "Памяти на машине",
+        "Памяти на машине …, а весам и кэшу нужно 8004.0 ГиБ",
         "модель поменьше",
     ),
     Fault(

@@ -98,7 +98,7 @@ INNER_FAULTS = (
         "токенизатор без шаблона чата",
         _lost_its_template,
         "tokenizer",
-        "нет шаблона чата",
+        "В папке … нет шаблона чата",
         "docker compose up -d --force-recreate",
     ),
     InnerFault(

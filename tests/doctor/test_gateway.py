@@ -13,7 +13,7 @@ import pytest
 from app.doctor.gateway import examine_from_inside
 from tests.conftest import Upstream
 from tests.doctor.faults_inside import INNER_FAULTS, InnerFault, Inside
-from tests.doctor.world import troubles
+from tests.doctor.world import begins, troubles
 from tests.readme import ROOT
 from tests.redis_process import PASSWORD, redis_process
 from tests.scripted_vllm import KEY
@@ -44,7 +44,7 @@ def test_a_fault_is_named_and_nothing_else(inside: Inside, fault: InnerFault, mo
     wrong = troubles(found)
     assert {finding["code"] for finding in wrong} == {fault.code} | fault.also, wrong
     assert wrong[0]["status"] == fault.status
-    assert fault.says in wrong[0]["what"]
+    assert begins(wrong[0]["what"], fault.says), wrong[0]["what"]
     assert fault.types in wrong[0]["command"]
     assert wrong[0]["why"]
     assert not [secret for secret in (KEY, "parol") if secret in str(found)]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.doctor.faults import FAULTS, Fault
-from tests.doctor.world import KEY, World, troubles
+from tests.doctor.world import KEY, World, begins, troubles
 from tests.readme import ROOT
 from tests.screen import Screen
 from tests.servers import lasting_port
@@ -39,7 +39,7 @@ def test_a_fault_is_named_and_nothing_else(world: World, fault: Fault) -> None:
     assert {finding["code"] for finding in found} == {fault.code} | fault.also, found
     finding = next(finding for finding in found if finding["code"] == fault.code)
     assert finding["status"] == fault.status
-    assert fault.says in finding["what"]
+    assert begins(finding["what"], fault.says), finding["what"]
     assert fault.types in finding["command"]
     assert finding["why"]
 

@@ -6,6 +6,7 @@ stand's files it says itself: `docker compose config` is the real one.
 
 import json
 import os
+import re
 import shutil
 import socket
 import struct
@@ -244,6 +245,11 @@ def write_tensors(path: Path, header: Mapping[str, Any], data_bytes: int) -> Non
     path.write_bytes(struct.pack("<Q", len(described)) + described)
     os.truncate(path, 8 + len(described) + data_bytes)
     path.chmod(0o644)
+
+
+def begins(what: str, says: str) -> bool:
+    """Whether something begins so; … is anything."""
+    return re.match(".+".join(map(re.escape, says.split("…"))), what) is not None
 
 
 def troubles(findings: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
