@@ -50,8 +50,7 @@ async def _next(findings: AsyncIterator[Finding]) -> Finding | None:
 
 async def _everything(settings: Settings) -> AsyncIterator[Finding]:
     tokenizer, found = await asyncio.to_thread(_load_tokenizer, settings)
-    for finding in found:
-        yield finding
+    yield found
     with closing(VLLMClient(settings)) as vllm:
         async for finding in _vllm(vllm, settings, tokenizer):
             yield finding
@@ -60,21 +59,28 @@ async def _everything(settings: Settings) -> AsyncIterator[Finding]:
             yield finding
 
 
-def _load_tokenizer(settings: Settings) -> tuple[ChatTokenizer | None, list[Finding]]:
+def _load_tokenizer(settings: Settings) -> tuple[ChatTokenizer | None, Finding]:
     try:
         tokenizer = ChatTokenizer.load(settings.tokenizer_folder)
     except ConfigError as exc:
         why = "Шлюз не запустится: без токенизатора и шаблона чата нечем считать."
         command = f"исправьте папку model, затем {_RESTART} --force-recreate"
-        return None, [failure("tokenizer", str(exc), why, command)]
-    why = "Счёт токенов или ответы могут быть не такими, как ожидается."
-    warned = [*tokenizer.folder_warnings, *tokenizer.warnings]
-    found = [warning("tokenizer_warning", text, why, "README, «Контекст» и «Версии»") for text in warned]
-    return tokenizer, found or [ok("tokenizer", "Токенизатор и шаблон чата загружаются")]
+        return None, failure("tokenizer", str(exc), why, command)
+    return tokenizer, ok("tokenizer", "Токенизатор и шаблон чата загружаются")
+
+
+def _tokenizer_warnings(tokenizer: ChatTokenizer | None, *, served: bool) -> Iterator[Finding]:
+    """What the gateway itself would warn of; a folder that vLLM has loaded is good enough for it."""
+    if tokenizer is not None:
+        why = "Счёт токенов или ответы могут быть не такими, как ожидается."
+        for said in [*([] if served else tokenizer.folder_warnings), *tokenizer.warnings]:
+            yield warning("tokenizer_warning", said, why, "README, «Контекст» и «Версии»")
 
 
 async def _vllm(vllm: VLLMClient, settings: Settings, tokenizer: ChatTokenizer | None) -> AsyncIterator[Finding]:
     unreachable = await _unreachable(vllm, settings)
+    for finding in _tokenizer_warnings(tokenizer, served=unreachable is None):
+        yield finding
     if unreachable:
         yield unreachable
         yield unchecked("key", "Ключ, имя модели, счёт токенов", "vLLM не отвечает")

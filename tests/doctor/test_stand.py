@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from tests.screen import Screen
 from tests.servers import lasting_port
 
 pytestmark = pytest.mark.docker
+
+Findings = list[dict[str, str]]
 
 
 @pytest.fixture
@@ -32,10 +35,24 @@ def test_good_health_is_not_complained_of(world: World) -> None:
     assert ran.stderr == ""
 
 
+@pytest.fixture(scope="module")
+def looked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, "Future[Findings]"]]:
+    """What is found of each fault; the doctor waits for Docker most of its time, so several look at once."""
+
+    def look(fault: Fault) -> Findings:
+        world = World(tmp_path_factory.mktemp(fault.code), lasting_port())
+        with world.kept:
+            fault.seed(world)
+            return world.findings()
+
+    with ThreadPoolExecutor(4) as several:
+        yield {fault.title: several.submit(look, fault) for fault in FAULTS}
+        several.shutdown(wait=False, cancel_futures=True)
+
+
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.code)
-def test_a_fault_is_named_and_nothing_else(world: World, fault: Fault) -> None:
-    fault.seed(world)
-    found = troubles(world.findings())
+def test_a_fault_is_named_and_nothing_else(looked: dict[str, "Future[Findings]"], fault: Fault) -> None:
+    found = troubles(looked[fault.title].result())
     assert {finding["code"] for finding in found} == {fault.code} | fault.also, found
     finding = next(finding for finding in found if finding["code"] == fault.code)
     assert finding["status"] == fault.status

@@ -52,9 +52,10 @@ case "$*" in
 esac
 """
 _ANSWER = """\
-[ -e "$here/$name.out" ] && cat "$here/$name.out"
-[ -e "$here/$name.err" ] && cat "$here/$name.err" >&2
-exit "$(cat "$here/$name.code" 2>/dev/null || echo 0)"
+[ -e "$here/$name.code" ] || exec cat "$here/$name.out" 2>&-
+cat "$here/$name.out"
+cat "$here/$name.err" >&2
+exit "$(cat "$here/$name.code")"
 """
 
 
@@ -105,6 +106,8 @@ class World:
         self.say("compose-version", "2.29.0\n")
         self.info(Runtimes={"runc": {}, "nvidia": {}}, DockerRootDir=str(self.folder))
         self.say("time", "yes\n")
+        for name in ("image-inspect", "compose-ps", "inspect", "ps"):
+            self.say(name, "")
         self.card()
 
     def program(self, name: str, script: str) -> None:
@@ -122,8 +125,10 @@ class World:
         """What a program answers."""
         text = answer if isinstance(answer, str) else json.dumps(answer)
         (self.programs / f"{name}.out").write_text(text)
-        (self.programs / f"{name}.err").write_text(complaint)
-        (self.programs / f"{name}.code").write_text(str(code))
+        (self.programs / f"{name}.code").unlink(missing_ok=True)
+        if code:
+            (self.programs / f"{name}.err").write_text(complaint)
+            (self.programs / f"{name}.code").write_text(str(code))
 
     def said(self, name: str) -> str:
         """What a played program has written down."""

@@ -253,6 +253,28 @@ def test_the_readmes_check_and_its_walk_through_the_api(stand: Stand, gateway: G
     assert '"context":{"limit":' in transcript
 
 
+def test_the_doctor_finds_a_healthy_stand_healthy(stand: Stand, gateway: Gateway) -> None:
+    """The machine has no card, so what tells of one is played; Docker, the stand and its insides are what they are."""
+    del gateway  # only that it be ready
+    programs = stand.folder / "programs"
+    programs.mkdir()
+    (programs / "nvidia-smi").write_text("#!/bin/sh\necho 0, GPU-0, RTX 4090, 580.65.06, 24564, 100, 8.9\n")
+    (programs / "nvidia-smi").chmod(0o755)
+    shown = stand.type("make doctor", PATH=f"{programs}:{os.environ['PATH']}")
+    assert shown.endswith("Всё в порядке.\n"), shown
+    for line in (
+        "✓ Порт 8080 (gateway): занят этим стендом",
+        "✓ vllm: работает",
+        "✓ Ключ принят, модель /app/model обслуживается",
+        "✓ Токены шлюз и vLLM считают одинаково",
+    ):
+        assert line in shown
+    assert KEY not in shown
+    asked = stand.try_to("docker compose exec -T -e VLLM_API_KEY gateway python -m app.doctor", VLLM_API_KEY="other")
+    assert asked.returncode == 1
+    assert "✗ vLLM не принимает ключ" in asked.stdout
+
+
 def test_the_count_is_vllms_with_transformers_of_either_line(stand: Stand, session: SessionOf) -> None:
     assert transformers_of(stand) == "4.57.6"
     for message in ("Привет! <|im_end|> [INST]", "Ещё 🦔\r\n\tраз   " + "очень" * 100, " "):
