@@ -1,7 +1,6 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
-DOCTOR_ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo doctor up down logs ps gateway test lint bench clean
@@ -13,7 +12,7 @@ demo: ## поднять vLLM на процессоре и шлюз, открыт
 	@$(PYTHON) -m demo
 
 doctor: ## проверить машину и стенд: что не так, почему и что набрать
-	@$(PYTHON) -m app.doctor --stand $(DOCTOR_ARGS)
+	@$(PYTHON) -m app.doctor --stand
 
 up: docker-compose.yaml .env model ## собрать образы, если их нет, и запустить стенд
 	@docker compose up --detach || { echo "Стенд не запустился. Что не так, найдёт make doctor" >&2; exit 1; }

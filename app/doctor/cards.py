@@ -151,7 +151,7 @@ def way(info: Mapping[str, Any], hook: str | None) -> Iterator[Finding]:
     """
     devices = [facts.text(facts.mapping(device).get("ID")) for device in facts.sequence(info.get("DiscoveredDevices"))]
     if "nvidia" in facts.mapping(info.get("Runtimes")) or any(name.startswith("nvidia.com/gpu") for name in devices):
-        yield ok("toolkit", "Docker видит видеокарты")
+        yield ok("toolkit", "NVIDIA Container Toolkit подключён к Docker")
     else:
         install = "" if hook else f"поставьте nvidia-container-toolkit: {_TOOLKIT}\n"
         yield failure(
@@ -197,8 +197,13 @@ def memory(found: Sequence[Card], vllm: Service, model: Model, length: int | Non
 
 def utilization(vllm: Service) -> float:
     """The share of a card's memory that vLLM takes."""
-    given = vllm.option("--gpu-memory-utilization") or ""
-    return float(given) if re.fullmatch(r"0?\.\d+|1(\.0*)?", given) else DEFAULT_UTILIZATION
+    return share_of(vllm.option("--gpu-memory-utilization") or "") or DEFAULT_UTILIZATION
+
+
+def share_of(given: str) -> float | None:
+    """A share, above 0 and up to 1; None where it is none."""
+    number = float(given) if re.fullmatch(r"[0-9]{0,9}\.?[0-9]{1,9}", given) else 0.0
+    return number if 0 < number <= 1 else None
 
 
 def _used(found: Sequence[Card], vllm: Service) -> list[Card]:

@@ -8,8 +8,8 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -27,6 +27,7 @@ _LOG_LINES = "400"
 _GIB = 2**30
 _BUILT_VLLM_BYTES, _OTHER_IMAGE_BYTES = 23 * _GIB, 4 * _GIB
 _NO_ENGINE = "Docker не отвечает"
+_NO_STAND = "стенд не собирается, причина выше"
 
 
 def examine(folder: Path) -> Iterator[Finding]:
@@ -45,8 +46,12 @@ def _each_alone(checks: Iterator[Callable[[], Iterator[Finding]]]) -> Iterator[F
 
 @dataclass(frozen=True)
 class _Resolved:
+    """The stand, what kept Compose from resolving it, and how to ask Compose without that."""
+
     stand: stand.Stand
-    refusals: tuple[Finding, ...] = ()
+    refusals: Sequence[Finding] = ()
+    options: Sequence[str] = ()
+    environ: Mapping[str, str] = field(default_factory=dict)
 
 
 class _Look:
@@ -139,15 +144,14 @@ class _Look:
             ran = self._run("docker", "compose", *options, "config", "--format", "json", environ=environ)
             config = facts.parsed(ran.out)
             if ran.ok and config:
-                seen = stand.resolved(config)
-                return _Resolved(seen, tuple(found))
+                return _Resolved(stand.resolved(config), found, options, environ)
             refusal = refusals.explained(ran.err or ran.words, self._dotenv, secrets)
             found += refusal.findings
             if refusal.environ.items() <= environ.items() and not (refusal.skips_env and not options):
                 break
             environ |= refusal.environ
             options = ["--env-file", "/dev/null"] if refusal.skips_env else options
-        return _Resolved(self._guessed, tuple(found))
+        return _Resolved(self._guessed, found)
 
     @property
     def _guessed(self) -> stand.Stand:
@@ -172,7 +176,9 @@ class _Look:
         return containers.listed(ps.out, facts.parsed(inspected.out))
 
     def _compose(self, *command: str, environ: Mapping[str, str] | None = None, seconds: float = 20.0) -> Ran:
-        return self._run("docker", "compose", *command, environ=environ, seconds=seconds)
+        seen = self._resolved
+        environ = {**seen.environ, **(environ or {})}
+        return self._run("docker", "compose", *seen.options, *command, environ=environ, seconds=seconds)
 
     def _runs(self, service: str) -> bool:
         return any(one.service == service and one.state == "running" for one in self._running)
@@ -293,7 +299,7 @@ class _Look:
 
     def _images(self) -> Iterator[Finding]:
         if not self._of_docker.runs or self._seen.is_guessed:
-            yield unchecked("images", "Образы и место под них", "Docker не отвечает или стенд не собирается")
+            yield unchecked("images", "Образы и место под них", _NO_STAND if self._of_docker.runs else _NO_ENGINE)
             return
         built = {service.image: service for service in self._seen.services.values() if service.is_built}
         missing = {
@@ -311,7 +317,7 @@ class _Look:
 
     def _containers(self) -> Iterator[Finding]:
         if not self._of_docker.runs or self._seen.is_guessed:
-            yield unchecked("containers", "Контейнеры", "Docker не отвечает или стенд не собирается")
+            yield unchecked("containers", "Контейнеры", _NO_STAND if self._of_docker.runs else _NO_ENGINE)
             return
         yield from containers.states(self._running, self._log_of, self._secrets)
 
@@ -327,7 +333,7 @@ class _Look:
             return
         # The key goes by the environment: a command line can be read by all.
         command = ["exec", "-T", "-e", "VLLM_API_KEY", "gateway", "python", "-m", "app.doctor", "--json"]
-        environ = {"VLLM_API_KEY": self._seen.api_key}
+        environ = {"VLLM_API_KEY": self._seen_with_its_own_key.api_key}
         ran = self._compose(*command, environ=environ, seconds=_FROM_INSIDE_SECONDS)
         try:
             yield from from_json(ran.out)

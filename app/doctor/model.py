@@ -121,7 +121,9 @@ def look_into(folder: str) -> Model:
         folder,
         is_open=is_open,
         entries=files,
-        documents={name: _json(path / name) for name in _READ_JSON if name in usable},
+        documents={
+            name: _json(path / name) for name in _READ_JSON if name in usable and files[name].size <= _MOST_JSON_BYTES
+        },
         tensors={name: _tensors(path / name) for name in usable if name.endswith(".safetensors")},
         label=_label(path),
     )

@@ -38,6 +38,14 @@ def explained(complaint: str, env: DotEnv, secrets: Sequence[str]) -> Refusal:
             "исправьте строку VLLM_EXTRA_ARGS в .env; в кавычки берут слово с пробелами, а не всю строку",
         )
         return Refusal([finding], {"VLLM_EXTRA_ARGS": ""})
+    if re.search(r"invalid (host|container)?port|invalid ip|invalid port", complaint, re.IGNORECASE):
+        finding = failure(
+            "port_invalid",
+            f"Порт стенда назван неправильно: {hidden(_last_line(complaint), secrets)}",
+            "Docker Compose не знает, какой порт открыть.",
+            "строка в .env: GATEWAY_PORT=8080 или GATEWAY_PORT=127.0.0.1:8080",
+        )
+        return Refusal([finding], {"GATEWAY_PORT": "8080", "GRAFANA_PORT": "3000"})
     if not env.is_sound or re.search(r"\.env\b|setenv", complaint):
         return Refusal([] if not env.is_sound else [_unclear(complaint, secrets)], env.values, skips_env=True)
     return Refusal([_file(complaint, secrets)], {})
@@ -67,10 +75,14 @@ def _file(complaint: str, secrets: Sequence[str]) -> Finding:
 
 
 def _unclear(complaint: str, secrets: Sequence[str]) -> Finding:
-    lines = [line for line in complaint.splitlines() if line.strip() and "level=warning" not in line]
     return failure(
         "compose_config",
         "Docker Compose не понимает файлов стенда",
-        hidden(lines[-1] if lines else "причины он не назвал", secrets),
+        hidden(_last_line(complaint) or "Причины он не назвал.", secrets),
         "docker compose config --quiet\nсравните: diff docker-compose.example.yaml docker-compose.yaml",
     )
+
+
+def _last_line(complaint: str) -> str:
+    lines = [line for line in complaint.splitlines() if line.strip() and "level=warning" not in line]
+    return lines[-1].strip() if lines else ""

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from app.doctor import facts
+from app.doctor.cards import share_of
 from app.doctor.dotenv import EXAMPLE_KEY
 from app.doctor.findings import Finding, failure, gib, ok, or_else, unchecked, warning
 from app.doctor.machine import Machine
@@ -74,6 +75,14 @@ def numbers(stand: Stand) -> Iterator[Finding]:
                 f"VLLM_MAX_MODEL_LEN={given!r}: нужно целое число",
                 "vLLM не запустится.",
                 "строка в .env: VLLM_MAX_MODEL_LEN=8192",
+            )
+        share = vllm.option("--gpu-memory-utilization")
+        if share is not None and share_of(share) is None:
+            yield failure(
+                "utilization",
+                f"VLLM_GPU_MEMORY_UTILIZATION={share!r}: нужна доля больше 0, до 1",
+                "vLLM не запустится.",
+                "строка в .env: VLLM_GPU_MEMORY_UTILIZATION=0.90",
             )
 
 

@@ -326,6 +326,13 @@ FAULTS = (
         "VLLM_MAX_MODEL_LEN=8192",
     ),
     Fault(
+        "`VLLM_GPU_MEMORY_UTILIZATION` в процентах",
+        lambda world: world.set(VLLM_GPU_MEMORY_UTILIZATION="90"),
+        "utilization",
+        "VLLM_GPU_MEMORY_UTILIZATION='90': нужна доля больше 0, до 1",
+        "VLLM_GPU_MEMORY_UTILIZATION=0.90",
+    ),
+    Fault(
         "`MAX_CONTEXT_TOKENS` не меньше `VLLM_MAX_MODEL_LEN`",
         lambda world: world.set(MAX_CONTEXT_TOKENS="8192"),
         "budget",
@@ -552,6 +559,13 @@ FAULTS = (
     ),
     # --- the machine ---
     Fault("порт занят", _taken_port, "port_taken", "Порт … (gateway) уже занят", "sudo ss -ltnp"),
+    Fault(
+        "порт — не число",
+        lambda world: world.set(GATEWAY_PORT="80a"),
+        "port_invalid",
+        "Порт стенда назван неправильно: …80a",
+        "GATEWAY_PORT=127.0.0.1:8080",
+    ),
     Fault("диск полон", _full_disk, "disk", "В /proc свободно 0.0 МиБ", "docker system prune"),
     Fault(
         "часы не сверяются",

@@ -264,7 +264,7 @@ def test_the_doctor_finds_a_healthy_stand_healthy(stand: Stand, gateway: Gateway
     assert shown.endswith("Всё в порядке.\n"), shown
     for line in (
         "✓ Порт 8080 (gateway): занят этим стендом",
-        "✓ vllm: работает",
+        "✓ gateway: работает",
         "✓ Ключ принят, модель /app/model обслуживается",
         "✓ Токены шлюз и vLLM считают одинаково",
     ):
