@@ -50,12 +50,12 @@ class Card:
 
 
 def cards_in(listed: str) -> list[Card]:
-    """What nvidia-smi tells of QUERY, as CSV without header and units."""
+    """What nvidia-smi tells of QUERY, or of all of it but the last, as CSV without header and units."""
     rows = [[value.strip() for value in line.split(",")] for line in listed.splitlines()]
     return [
-        Card(row[0], row[1], row[2], row[3], _mebibytes(row[4]), _mebibytes(row[5]), facts.version(row[6]))
+        Card(row[0], row[1], row[2], row[3], _mebibytes(row[4]), _mebibytes(row[5]), facts.version("".join(row[6:])))
         for row in rows
-        if len(row) == len(QUERY)
+        if len(QUERY) - 1 <= len(row) <= len(QUERY)
     ]
 
 

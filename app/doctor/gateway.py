@@ -17,10 +17,10 @@ from app.doctor.findings import Finding, failure, ok, unchecked, warning
 from app.errors import GatewayError, InvalidKey, StoreUnavailable, Upstream, UpstreamTimeout
 from app.redis_server import RedisServer
 from app.tokenizer import ChatTokenizer
+from app.turn import DEFAULT_MAX_TOKENS
 from app.vllm import VLLMClient
 
 _RESOLVE_SECONDS = 5.0
-_DEFAULT_MAX_TOKENS = 512
 # A second is what Date counts in, and another one passes on the way.
 _CLOCK_SECONDS = 5.0
 _KEY_HINT = "VLLM_API_KEY=ваш_ключ docker compose exec -e VLLM_API_KEY gateway python -m app.doctor"
@@ -168,12 +168,12 @@ def _budget(vllm: VLLMClient, settings: Settings) -> Finding:
     length, tokens = vllm.max_model_len, settings.max_context_tokens
     if not length:
         return unchecked("context", "Длина контекста у vLLM", "он называет её тому, кто прислал верный ключ")
-    limit = min(tokens, length - _DEFAULT_MAX_TOKENS)
+    limit = min(tokens, length - DEFAULT_MAX_TOKENS)
     if tokens >= length:
         return warning(
             "context",
             f"MAX_CONTEXT_TOKENS={tokens}, а контекст у vLLM — {length} токенов",
-            f"Запросу остаётся не больше {limit}, когда на ответ отводится {_DEFAULT_MAX_TOKENS}.",
+            f"Запросу остаётся не больше {limit}, когда на ответ отводится {DEFAULT_MAX_TOKENS}.",
             f"строка в .env: MAX_CONTEXT_TOKENS={max(limit, 1)}, затем {_RESTART}\n"
             "или VLLM_MAX_MODEL_LEN больше, если модель и память позволяют",
         )

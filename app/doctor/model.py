@@ -12,8 +12,8 @@ from app.doctor import facts
 from app.model_folder import LFS_POINTER
 
 WEIGHTS_INDEX = "model.safetensors.index.json"
-# As app/config and vLLM's image have it.
-_CONTAINERS_USER = 10001
+# As both Dockerfiles have it.
+CONTAINERS_USER = 10001
 _MOST_HEADER_BYTES = 100_000_000
 _MOST_JSON_BYTES = 64 * 2**20
 _READ_JSON = ("config.json", "tokenizer_config.json", "generation_config.json", "tokenizer.json", WEIGHTS_INDEX)
@@ -131,9 +131,9 @@ def look_into(folder: str) -> Model:
 
 def _may(status: os.stat_result, bits: int) -> bool:
     """Whether the containers' user has these rights; `bits` are others'."""
-    if status.st_uid == _CONTAINERS_USER:
+    if status.st_uid == CONTAINERS_USER:
         bits <<= 6
-    elif status.st_gid == _CONTAINERS_USER:
+    elif status.st_gid == CONTAINERS_USER:
         bits <<= 3
     return status.st_mode & bits == bits
 

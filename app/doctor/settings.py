@@ -19,14 +19,13 @@ INTEGERS = (
 """Variables of the gateway that are whole numbers."""
 
 _MAY_BE_ZERO = {"MAX_WAITING_REQUESTS", "MAX_KEY_FAILURES_PER_MINUTE"}
-_DEFAULT_MAX_TOKENS = 512
+DEFAULT_MAX_TOKENS = 512
 _GRACE_AFTER_DRAIN = 10.0
 _GIB = 2**30
 
 
-def key(stand: Stand) -> Iterator[Finding]:
+def key(given: str) -> Iterator[Finding]:
     """Whether the key is the owner's own, and can be sent."""
-    given = stand.api_key
     own = (
         'key=$(openssl rand -hex 16); sed -i "s/^VLLM_API_KEY=.*/VLLM_API_KEY=$key/" .env; echo "Ключ: $key"\n'
         "затем docker compose up -d"
@@ -94,19 +93,19 @@ def budget(stand: Stand, defaults: Mapping[str, str]) -> Iterator[Finding]:
     if not length or not tokens or not stand.uses_its_vllm:
         yield unchecked("budget", "Бюджет контекста", "длина контекста vLLM или MAX_CONTEXT_TOKENS неизвестны")
         return
-    limit = min(tokens, length - _DEFAULT_MAX_TOKENS)
+    limit = min(tokens, length - DEFAULT_MAX_TOKENS)
     if limit <= 0:
         yield failure(
             "length_tiny",
             f"VLLM_MAX_MODEL_LEN={length}: на разговор не остаётся места",
-            f"На ответ по умолчанию отводится {_DEFAULT_MAX_TOKENS} токенов.",
+            f"На ответ по умолчанию отводится {DEFAULT_MAX_TOKENS} токенов.",
             "строка в .env: VLLM_MAX_MODEL_LEN=8192",
         )
     elif tokens >= length:
         yield warning(
             "budget",
             f"MAX_CONTEXT_TOKENS={tokens} не меньше VLLM_MAX_MODEL_LEN={length}",
-            f"Столько в запрос не поместится: с ответом в {_DEFAULT_MAX_TOKENS} токенов — не больше {limit}.",
+            f"Столько в запрос не поместится: с ответом в {DEFAULT_MAX_TOKENS} токенов — не больше {limit}.",
             f"строка в .env: MAX_CONTEXT_TOKENS={limit}",
         )
     else:

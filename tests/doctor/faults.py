@@ -147,6 +147,12 @@ def _small_card(world: World) -> None:
     world.card(total="4096", free="4096")
 
 
+def _old_driver(world: World) -> None:
+    """Too old to know what else it is asked for."""
+    world.card(driver="470.82.01", capability="")
+    world.refuse_cards("compute_cap", 'Field "compute_cap" is not a valid field to query.')
+
+
 def _broken_driver(world: World) -> None:
     complaint = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver."
     world.say("smi", complaint + "\n", code=9)
@@ -485,7 +491,7 @@ FAULTS = (
     ),
     Fault(
         "драйвер слишком стар для CUDA образа",
-        lambda world: world.card(driver="470.82.01"),
+        _old_driver,
         "driver_old",
         "Драйвер NVIDIA 470.82.01 слишком стар для CUDA 12.8",
         "README, «Версии»",

@@ -16,11 +16,12 @@ from app.doctor.cards import Card
 from app.doctor.containers import telling_line
 from app.doctor.dotenv import DotEnv
 from app.doctor.machine import Disk, Machine
-from app.doctor.model import Entry, Model, Tensors
+from app.doctor.model import CONTAINERS_USER, Entry, Model, Tensors
 from app.doctor.needs import Needs, longest_context, needs_of
 from app.doctor.programs import run
-from app.doctor.settings import INTEGERS
+from app.doctor.settings import DEFAULT_MAX_TOKENS, INTEGERS
 from app.doctor.stand import Port, Service, guessed
+from app.turn import DEFAULT_MAX_TOKENS as THE_GATEWAYS_MAX_TOKENS
 from tests.readme import ROOT, section
 from tests.test_deploy import arguments, env_example
 
@@ -45,6 +46,9 @@ PLAIN = {
 def test_what_it_knows_of_the_gateways_settings_is_true() -> None:
     whole = [name.upper() for name, field in Settings.model_fields.items() if field.annotation is int]
     assert sorted(INTEGERS) == sorted(whole)
+    assert the_gateways_max_tokens == DEFAULT_MAX_TOKENS
+    for dockerfile in ("Dockerfile", "Dockerfile.vllm"):
+        assert f"\nUSER {CONTAINERS_USER}:" in (ROOT / dockerfile).read_text(encoding="utf-8")
     assert env_example()["VLLM_API_KEY"] == (dotenv.EXAMPLE_KEY, True)
 
 

@@ -130,6 +130,12 @@ class World:
             (self.programs / f"{name}.err").write_text(complaint)
             (self.programs / f"{name}.code").write_text(str(code))
 
+    def refuse_cards(self, word: str, complaint: str) -> None:
+        """Have nvidia-smi complain of a word on its command line."""
+        path = self.programs / "nvidia-smi"
+        refusal = f"case \"$*\" in *{word}*) echo '{complaint}'; exit 2 ;; esac\n"
+        path.write_text(path.read_text().replace("name=smi\n", f"name=smi\n{refusal}"))
+
     def said(self, name: str) -> str:
         """What a played program has written down."""
         return (self.programs / name).read_text()
@@ -142,7 +148,7 @@ class World:
     def card(self, **changes: str) -> None:
         """Change the machine's GPU; memory is in MiB."""
         self._card |= changes
-        self.say("smi", ", ".join(self._card.values()) + "\n")
+        self.say("smi", ", ".join(filter(None, self._card.values())) + "\n")
 
     def containers(self, *containers: Mapping[str, Any], **logs: str) -> None:
         """The stand's containers, and the logs of its services."""
