@@ -5,22 +5,35 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from io import TextIOWrapper
 from pathlib import Path
 
 from app.doctor.findings import Finding
 from app.doctor.report import as_json, exit_code, shown, summary
 
 _INTERRUPTED = 130
+_NOT_INSTALLED = (
+    "В этом Python шлюза нет. Машину и стенд проверяет make doctor, шлюз изнутри — "
+    "docker compose exec gateway python -m app.doctor"
+)
 
 
 def main() -> int:
     """Look, print, and return the exit code: 0, 1 where something keeps the stand from working, 2 for bad arguments."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # of a terminal that cannot show everything
     asked = _parser().parse_args()
     try:
         findings = list(_printed(_look(stand=asked.stand), quiet=asked.json))
+        print(as_json(findings) if asked.json else summary(findings), flush=True)
     except KeyboardInterrupt:
         return _INTERRUPTED
-    print(as_json(findings) if asked.json else summary(findings))
+    except BrokenPipeError:  # who reads has seen enough
+        sys.stdout = None  # or Python would try once more, and complain
+        return _INTERRUPTED
+    except ModuleNotFoundError:
+        print(_NOT_INSTALLED, file=sys.stderr)
+        return 2
     return exit_code(findings)
 
 

@@ -15,7 +15,7 @@ from app.doctor.report import from_json
 
 _FROM_INSIDE_SECONDS = 120.0
 _GIB = 2**30
-_BUILT_VLLM_BYTES, _OTHER_IMAGE_BYTES = 23 * _GIB, 4 * _GIB
+_BUILT_VLLM_BYTES, _OTHER_IMAGE_BYTES = 20 * _GIB, 3 * _GIB
 _NO_ENGINE = "Docker не отвечает"
 _NO_STAND = "стенд не собирается, причина выше"
 

@@ -62,7 +62,7 @@ def numbers(stand: Stand) -> Iterator[Finding]:
         if number is None or number < 0 or (number == 0 and name not in _MAY_BE_ZERO):
             yield failure(
                 "not_a_number",
-                f"{name}={value!r}: нужно целое число больше 0",
+                f"{name}={value!r}: нужно целое число {'не меньше' if name in _MAY_BE_ZERO else 'больше'} 0",
                 "С таким значением шлюз не запустится.",
                 f"исправьте {name} в .env; что он значит — в .env.example",
             )

@@ -1,7 +1,9 @@
 """What the checks know and compute, without a machine around them."""
 
 import ast
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.config import Settings
-from app.doctor import cards, dotenv, facts, machine
+from app.doctor import cards, completeness, dotenv, facts, machine
 from app.doctor.cards import Card
 from app.doctor.containers import telling_line
 from app.doctor.dotenv import DotEnv
@@ -46,7 +48,7 @@ PLAIN = {
 def test_what_it_knows_of_the_gateways_settings_is_true() -> None:
     whole = [name.upper() for name, field in Settings.model_fields.items() if field.annotation is int]
     assert sorted(INTEGERS) == sorted(whole)
-    assert the_gateways_max_tokens == DEFAULT_MAX_TOKENS
+    assert THE_GATEWAYS_MAX_TOKENS == DEFAULT_MAX_TOKENS
     for dockerfile in ("Dockerfile", "Dockerfile.vllm"):
         assert f"\nUSER {CONTAINERS_USER}:" in (ROOT / dockerfile).read_text(encoding="utf-8")
     assert env_example()["VLLM_API_KEY"] == (dotenv.EXAMPLE_KEY, True)
@@ -192,6 +194,19 @@ def test_lengths_are_read_as_vllm_reads_them() -> None:
 def test_no_config_is_too_strange(config: dict[str, Any]) -> None:
     longest_context(config)
     served({**PLAIN, **config})
+
+
+def test_selinux_is_spoken_of_where_docker_minds_it() -> None:
+    entries = {
+        name: Entry(name, 1) for name in ("config.json", "tokenizer.json", "chat_template.jinja", "x.safetensors")
+    }
+    for label, minds in (
+        ("unconfined_u:object_r:user_home_t:s0", True),
+        ("system_u:object_r:container_file_t:s0", False),
+    ):
+        model = Model("model", entries=entries, label=label)
+        assert [one.code for one in completeness.folder(model, selinux=True)] == ["model_selinux" if minds else "model"]
+        assert [one.code for one in completeness.folder(model)] == ["model"]
 
 
 # --- .env ---
@@ -356,3 +371,29 @@ def test_a_program_that_hangs_or_is_absent_is_not_waited_for() -> None:
 def test_the_page_is_linked_where_a_person_looks_for_it() -> None:
     assert re.search(r"make doctor", section("Отладка"))
     assert re.search(r"docs/doctor\.md", section("Что в репозитории"))
+
+
+def test_where_the_gateway_is_not_installed_it_says_what_to_type() -> None:
+    ran = doctor_in_plain_python()
+    assert ran.returncode == 2
+    assert "make doctor" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--nope"], ["extra"], ["--stand=x"]])
+def test_bad_arguments_are_refused_in_russian(arguments: list[str]) -> None:
+    ran = doctor_in_plain_python(*arguments)
+    assert ran.returncode == 2
+    assert "Справка: python -m app.doctor --help" in ran.stderr
+    assert ran.stdout == ""
+
+
+def test_help_is_in_russian_whatever_the_terminal_can_show() -> None:
+    assert "Код возврата" in doctor_in_plain_python("--help").stdout
+    assert doctor_in_plain_python("--help", PYTHONIOENCODING="ascii").returncode == 0
+
+
+def doctor_in_plain_python(*arguments: str, **environ: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-S", "-m", "app.doctor", *arguments]
+    environ = {**os.environ, **environ}
+    return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60, check=False)
