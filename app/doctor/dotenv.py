@@ -140,7 +140,8 @@ def _unreadable(env: DotEnv) -> Iterator[Finding]:
             "env_broken",
             f"Файл .env не читается: {env.problem}",
             "Docker Compose его не поймёт.",
-            "ls -l .env; если он испорчен: cp .env.example .env && chmod 600 .env, и впишите свой VLLM_API_KEY",
+            "ls -l .env; если он не ваш: sudo chown $USER .env\n"
+            "если испорчен: cp .env.example .env && chmod 600 .env, затем впишите в него свой VLLM_API_KEY",
         )
     for numbers, what, remedy in (
         (env.broken, "не ИМЯ=ЗНАЧЕНИЕ и не комментарий", "исправьте или закомментируйте (#)"),

@@ -65,7 +65,7 @@ def _stand(seen: Gathered) -> Iterator[Finding]:
 
 
 def _settings(seen: Gathered) -> Iterator[Finding]:
-    if seen.dotenv.exists:
+    if seen.dotenv.exists and not seen.dotenv.problem:
         yield from settings.key(seen.key)
     yield from settings.numbers(seen.stand)
     yield from settings.budget(seen.stand, seen.defaults)

@@ -231,7 +231,6 @@ FAULTS = (
         "env_broken",
         "Файл .env не читается",
         "cp .env.example .env",
-        also=frozenset({"key_missing"}),
     ),
     Fault(
         "строка `.env` — не `ИМЯ=значение`",
