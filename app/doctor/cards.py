@@ -150,15 +150,22 @@ def way(info: Mapping[str, Any], hook: str | None) -> Iterator[Finding]:
         hook: where NVIDIA Container Toolkit's program is, which Docker calls.
     """
     devices = [facts.text(facts.mapping(device).get("ID")) for device in facts.sequence(info.get("DiscoveredDevices"))]
+    connect = "sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker"
     if "nvidia" in facts.mapping(info.get("Runtimes")) or any(name.startswith("nvidia.com/gpu") for name in devices):
         yield ok("toolkit", "NVIDIA Container Toolkit подключён к Docker")
+    elif hook:
+        yield warning(
+            "toolkit_unknown",
+            "NVIDIA Container Toolkit установлен, но к Docker не подключён",
+            'Работает и так, если Docker потом перезапускали; иначе — could not select device driver "nvidia".',
+            connect,
+        )
     else:
-        install = "" if hook else f"поставьте nvidia-container-toolkit: {_TOOLKIT}\n"
         yield failure(
-            "toolkit_unknown" if hook else "toolkit_missing",
-            "Docker не знает о NVIDIA Container Toolkit" if hook else "Нет NVIDIA Container Toolkit",
+            "toolkit_missing",
+            "Нет NVIDIA Container Toolkit",
             'Без него контейнер не получит видеокарту (could not select device driver "nvidia").',
-            f"{install}sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker",
+            f"поставьте nvidia-container-toolkit: {_TOOLKIT}\n{connect}",
         )
 
 

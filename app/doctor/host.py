@@ -108,7 +108,8 @@ def _memory(seen: Gathered) -> Iterator[Finding]:
 def _ports(seen: Gathered) -> Iterator[Finding]:
     wanted = [port for service in seen.stand.services.values() for port in service.ports]
     own = {number for container in seen.containers for number in container.ports}
-    yield from machine.ports(wanted, machine.listening(seen.text("/proc/net/tcp")), own, seen.ports_of_others)
+    taken = machine.listening(seen.text("/proc/net/tcp") + seen.text("/proc/net/tcp6"))
+    yield from machine.ports(wanted, taken, own, seen.ports_of_others)
 
 
 def _images(seen: Gathered) -> Iterator[Finding]:

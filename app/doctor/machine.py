@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from ipaddress import IPv6Address, ip_address
 from typing import Any
 
 from app.doctor import facts
@@ -190,16 +191,22 @@ def disk(found: Disk, missing: Mapping[str, int]) -> Iterator[Finding]:
         yield warning("disk", what, "Журналы, измерения и временные файлы контейнеров скоро его займут.", command)
 
 
-def listening(proc_net_tcp: str) -> set[tuple[str, int]]:
-    """Addresses and ports of IPv4 that something listens on, from /proc/net/tcp."""
+def listening(table: str) -> set[tuple[str, int]]:
+    """Addresses and ports that something listens on, from /proc/net/tcp or /proc/net/tcp6."""
     found = set()
-    for line in proc_net_tcp.splitlines()[1:]:
+    for line in table.splitlines():
         fields = line.split()
         if len(fields) > 3 and fields[3] == _LISTENS:
             address, port = fields[1].split(":")
-            numbers = [str(int(address[at : at + 2], 16)) for at in (6, 4, 2, 0)]
-            found.add((".".join(numbers), int(port, 16)))
+            found.add((_address(address), int(port, 16)))
     return found
+
+
+def _address(words: str) -> str:
+    """An address as the kernel writes it: words of 32 bits, each in the machine's own order."""
+    octets = b"".join(bytes.fromhex(words[at : at + 8])[::-1] for at in range(0, len(words), 8))
+    address = ip_address(octets)
+    return str(address.ipv4_mapped or address) if isinstance(address, IPv6Address) else str(address)
 
 
 def ports(

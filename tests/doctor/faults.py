@@ -153,6 +153,11 @@ def _old_driver(world: World) -> None:
     world.refuse_cards("compute_cap", 'Field "compute_cap" is not a valid field to query.')
 
 
+def _unconnected_toolkit(world: World) -> None:
+    world.info(Runtimes={"runc": {}})
+    world.program("nvidia-container-runtime-hook", "#!/bin/sh\n")
+
+
 def _broken_driver(world: World) -> None:
     complaint = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver."
     world.say("smi", complaint + "\n", code=9)
@@ -525,6 +530,14 @@ FAULTS = (
         "toolkit_missing",
         "Нет NVIDIA Container Toolkit",
         "nvidia-ctk runtime configure --runtime=docker",
+    ),
+    Fault(
+        "NVIDIA Container Toolkit не подключён к Docker",
+        _unconnected_toolkit,
+        "toolkit_unknown",
+        "NVIDIA Container Toolkit установлен, но к Docker не подключён",
+        "nvidia-ctk runtime configure --runtime=docker",
+        "warning",
     ),
     Fault(
         "видеокарта занята другим",
