@@ -1,5 +1,6 @@
 """The pages: the table of contents, the links between them, and the short English README, typed and checked."""
 
+import ast
 import json
 import re
 from pathlib import Path
@@ -48,6 +49,25 @@ def test_the_links_lead_somewhere(page: Path) -> None:
         if wanted:
             found = [anchor(title) for _, title in headings(other.read_text(encoding="utf-8"))]
             assert found.count(wanted) == 1, target
+
+
+def test_the_sections_that_messages_name_are_there() -> None:
+    """`docs/operations.md, «Версии»`, or with « и » another one of that page."""
+    strings = [
+        node.value
+        for folder in ("app", "client", "demo")
+        for path in (ROOT / folder).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    named = [found for text in strings for found in re.findall(r"(README|[\w/]+\.md), («[^»]+»(?: и «[^»]+»)*)", text)]
+    assert named
+    for page, titles in named:
+        there = headings((ROOT / page.replace("README", "README.md")).read_text(encoding="utf-8"))
+        assert set(re.findall("«(.+?)»", titles)) <= {title for _, title in there}, (page, titles)
+    for text in strings:
+        for page in re.findall(r"\b(?:docs|client)/\w+\.md", text):
+            assert (ROOT / page).is_file(), page
 
 
 def test_every_page_is_in_the_list_and_in_the_table_of_the_repository() -> None:

@@ -2,13 +2,13 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from app.doctor import facts
 from app.doctor.findings import Finding, failure, gib, ok, or_else, unchecked, warning
 from app.doctor.model import Model
-from app.doctor.needs import Needs, needs_of, pipeline_parallel, tensor_parallel
+from app.doctor.needs import Needs, cards_of_this_machine, needs_of
 from app.doctor.programs import Ran
 from app.doctor.stand import Service
 
@@ -99,7 +99,10 @@ def _too_old(installed: str, image: str) -> Iterator[Finding]:
         return
     own, oldest = _DRIVERS.get((cuda[0], cuda[1])), _OLDEST_DRIVERS.get(cuda[0])
     needed = f"CUDA {cuda[0]}.{cuda[1]} в BASE_IMAGE"
-    command = f"обновите драйвер ({_DRIVER_GUIDE}) и перезагрузите машину\nили возьмите другую версию: README, «Версии»"
+    command = (
+        f"обновите драйвер ({_DRIVER_GUIDE}) и перезагрузите машину\n"
+        "или возьмите другую версию: docs/operations.md, «Версии»"
+    )
     if oldest and facts.version(installed) < facts.version(oldest):
         yield failure(
             "driver_old",
@@ -117,41 +120,42 @@ def _too_old(installed: str, image: str) -> Iterator[Finding]:
 
 
 def capability(found: Sequence[Card], base_image: str, model: Model, vllm: Service) -> Iterator[Finding]:
-    """Whether the cards are of a generation that the image's torch and the model's numbers ask for."""
-    cuda, known = cuda_of(base_image), [card for card in found if card.capability]
+    """Whether vLLM's cards are of a generation that the image's torch and the model's numbers ask for."""
+    cuda, used = cuda_of(base_image), (_given(vllm, found) or [])[: cards_of_this_machine(vllm)]
     least = _CAPABILITIES.get(cuda[0]) if cuda else None
-    for card in known:
+    kind = vllm.option("--dtype") or "auto"
+    saved = model.config.get("torch_dtype") or model.config.get("dtype")
+    is_bfloat16 = "bfloat16" in (kind, saved if kind == "auto" else "")
+    for card in used:
         shown = ".".join(map(str, card.capability))
-        if least and card.capability < least:
+        if least and card.capability and card.capability < least:
             yield failure(
                 "card_old",
                 f"{card.name} ({shown}) слишком стара для этой версии vLLM",
                 f"Нужна {least[0]}.{least[1]} или новее.",
-                "возьмите версию постарше, уберите из .env BASE_IMAGE и VLLM_VERSION (README, «Версии»)"
+                "возьмите версию постарше, уберите из .env BASE_IMAGE и VLLM_VERSION (docs/operations.md, «Версии»)"
                 if least == _CAPABILITIES[13]
                 else f"нужна другая видеокарта\n{_WITHOUT}",
             )
-        kind = vllm.option("--dtype") or "auto"
-        saved = model.config.get("torch_dtype") or model.config.get("dtype")
-        if card.capability < _BFLOAT16 and "bfloat16" in (kind, saved if kind == "auto" else ""):
+        elif card.capability and card.capability < _BFLOAT16 and is_bfloat16:
             yield warning(
                 "card_bfloat16",
                 f"{card.name} ({shown}) не умеет bfloat16, а модель сохранена в нём",
                 "vLLM откажется или перейдёт на float16 сам, смотря по версии.",
-                "строка в .env: VLLM_EXTRA_ARGS=--dtype half",
+                "в .env, к VLLM_EXTRA_ARGS добавьте: --dtype half",
             )
 
 
-def way(info: Mapping[str, Any], hook: str | None) -> Iterator[Finding]:
+def way(info: Mapping[str, Any], hook: str | None, *, has_cdi: bool = False) -> Iterator[Finding]:
     """Whether Docker can give a container the cards.
 
     Args:
         info: `docker info`.
         hook: where NVIDIA Container Toolkit's program is, which Docker calls.
+        has_cdi: Docker finds the cards described as CDI has it.
     """
-    devices = [facts.text(facts.mapping(device).get("ID")) for device in facts.sequence(info.get("DiscoveredDevices"))]
     connect = "sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker"
-    if "nvidia" in facts.mapping(info.get("Runtimes")) or any(name.startswith("nvidia.com/gpu") for name in devices):
+    if has_cdi or "nvidia" in facts.mapping(info.get("Runtimes")):
         yield ok("toolkit", "NVIDIA Container Toolkit подключён к Docker")
     elif hook:
         yield warning(
@@ -169,7 +173,9 @@ def way(info: Mapping[str, Any], hook: str | None) -> Iterator[Finding]:
         )
 
 
-def memory(found: Sequence[Card], vllm: Service, model: Model, length: int | None, *, runs: bool) -> Iterator[Finding]:
+def memory(
+    found: Sequence[Card], vllm: Service, model: Model, length: int | None, *, may_run: bool
+) -> Iterator[Finding]:
     """Whether weights and one whole conversation fit.
 
     Args:
@@ -177,27 +183,30 @@ def memory(found: Sequence[Card], vllm: Service, model: Model, length: int | Non
         vllm: the service.
         model: its folder.
         length: VLLM_MAX_MODEL_LEN.
-        runs: vLLM runs, and holds its memory.
+        may_run: vLLM runs, for all that is known, and holds its memory.
     """
-    used = _used(found, vllm)
-    wanted = tensor_parallel(vllm) * pipeline_parallel(vllm)
-    if len(used) < wanted:
+    given, used = _given(vllm, found), cards_of_this_machine(vllm)
+    wanted = max(used, vllm.wants_cards)
+    if given is None:
+        yield unchecked("card_memory", "Память видеокарт", f"какие из них получит {vllm.name}, отсюда не понять")
+        return
+    if len(given) < wanted:
         yield failure(
             "cards_few",
-            f"vLLM ({vllm.name}) делит модель на видеокарт: {wanted}, а доступно ему {len(used)}",
+            f"vLLM ({vllm.name}) нужно видеокарт: {wanted}, а доступно ему {len(given)}",
             "Он не запустится.",
             "в .env, VLLM_EXTRA_ARGS: --tensor-parallel-size не больше, чем карт у этого vLLM в docker-compose.yaml",
         )
         return
     needs, share = needs_of(model, vllm), utilization(vllm)
-    for card in used[:wanted]:
+    for card in given[:used]:
         if not card.total_bytes:
             yield unchecked("card_memory", f"Память {card.name}", "nvidia-smi её не называет")
             continue
         fine = ok("card_memory", _fits(card, needs, share, length))
         if not needs.weights_bytes:
             fine = unchecked("card_memory", f"Поместится ли модель в {card.name}", needs.why or "модель не прочитана")
-        if not runs:
+        if not may_run:
             yield from _busy(card, share)
         yield from or_else(_room(card, needs, share, length), fine)
 
@@ -213,10 +222,23 @@ def share_of(given: str) -> float | None:
     return number if 0 < number <= 1 else None
 
 
-def _used(found: Sequence[Card], vllm: Service) -> list[Card]:
-    if vllm.cards is not None:
-        return [card for card in found if {card.index, card.uuid} & set(vllm.cards)]
-    return list(found if vllm.wants_cards < 0 else found[: vllm.wants_cards])
+def _given(vllm: Service, found: Sequence[Card]) -> list[Card] | None:
+    """The machine's cards that vLLM sees, in the order in which it takes them; None where that is not known."""
+    given = list(found) if vllm.cards is None else _named(vllm.cards, found)
+    if given is None:
+        return None
+    # CUDA counts from the fastest one on.
+    given.sort(key=lambda card: (card.capability, card.total_bytes), reverse=True)
+    if not (visible := vllm.environment.get("CUDA_VISIBLE_DEVICES")):
+        return given
+    return _named(visible.split(","), [replace(card, index=str(number)) for number, card in enumerate(given)])
+
+
+def _named(ids: Sequence[str], found: Sequence[Card]) -> list[Card] | None:
+    """The cards of these numbers or UUIDs; None where one is neither: a slice of a card (MIG), say."""
+    if any(not re.fullmatch(r"\s*(\d+|GPU-\S+)\s*", one) for one in ids):
+        return None
+    return [card for card in found for one in map(str.strip, ids) if one == card.index or card.uuid.startswith(one)]
 
 
 def _busy(card: Card, share: float) -> Iterator[Finding]:
@@ -233,7 +255,7 @@ def _busy(card: Card, share: float) -> Iterator[Finding]:
 def _fits(card: Card, needs: Needs, share: float, length: int | None) -> str:
     budget = card.total_bytes * share
     known = needs.cache_bytes_per_token and length
-    cache = f" и контекст в {length} токенов" if known else f" (кэш не проверен: {needs.why})"
+    cache = f" и контекст в {length} токенов" if known else f" (кэш не проверен: {needs.why or 'длина неизвестна'})"
     return f"В {gib(budget)} памяти {card.name} помещаются веса{cache}: {gib(needs.bytes(length or 0))}"
 
 
@@ -246,7 +268,7 @@ def _room(card: Card, needs: Needs, share: float, length: int | None) -> Iterato
             f"Веса модели ({gib(weights)} на карту) больше, чем vLLM займёт на {card.name} ({gib(budget)})",
             "vLLM остановится: CUDA out of memory.",
             "модель поменьше или квантованная (AWQ, GPTQ, FP8)\n"
-            "или несколько карт, строка в .env: VLLM_EXTRA_ARGS=--tensor-parallel-size 2",
+            "или несколько карт; в .env, к VLLM_EXTRA_ARGS добавьте: --tensor-parallel-size 2",
         )
     elif needed > budget:
         fits = needs.longest(budget - _SPARE_BYTES)

@@ -41,7 +41,7 @@ def _look(*, stand: bool) -> Iterable[Finding]:
     if stand:
         from app.doctor.host import examine  # noqa: PLC0415
 
-        return examine(Path.cwd())
+        return examine(Path.cwd(), os.environ)
     from app.doctor.gateway import examine_from_inside  # noqa: PLC0415 - needs what only the gateway has installed
 
     logging.disable(logging.CRITICAL)  # what the parts of the gateway would log is said in full by the findings

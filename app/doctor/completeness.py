@@ -3,19 +3,22 @@
 from collections.abc import Iterator
 
 from app.doctor.findings import Finding, failure, gib, ok, or_else, some, warning
-from app.doctor.model import WEIGHTS_INDEX, Model
+from app.doctor.model import GGUF, OLD_WEIGHTS, WEIGHTS_INDEX, Model
 from app.model_folder import TOKENIZER_FILES
 
 _DOWNLOAD = "~/.hf/bin/hf download ИМЯ_МОДЕЛИ --local-dir model (README, «Подготовка», шаг 1)"
 _ACCESS = "chmod -R a+rX {folder}/"
-_OLD_WEIGHTS = (".bin", ".pt", ".pth")
 
 
-def folder(model: Model, *, selinux: bool = False) -> Iterator[Finding]:
+def folder(
+    model: Model, *, has_tokenizer: bool = True, reads_gguf: bool = False, selinux: bool = False
+) -> Iterator[Finding]:
     """Whether the folder holds what the gateway and vLLM read.
 
     Args:
         model: the folder.
+        has_tokenizer: whether it is there that the gateway looks for one.
+        reads_gguf: whether vLLM is given a file of GGUF to read.
         selinux: whether Docker keeps containers from files that are not labelled for them.
     """
     if not model.exists:
@@ -42,21 +45,25 @@ def folder(model: Model, *, selinux: bool = False) -> Iterator[Finding]:
             f"положите туда модель целиком: {_DOWNLOAD}",
         )
         return
-    yield from or_else(_troubles(model, selinux=selinux), ok("model", f"Модель: {_described(model)}"))
+    troubles = [*_unusable(model), *_weights(model, reads_gguf=reads_gguf)]
+    if not reads_gguf:
+        troubles += _config(model)
+    if has_tokenizer:
+        troubles += _tokenizer(model)
+    if selinux:
+        troubles += _label(model)
+    described = _described(model) + (", токенизатор и шаблон чата на месте" if has_tokenizer else "")
+    yield from or_else(troubles, ok("model", f"Модель: {described}"))
 
 
 def _described(model: Model) -> str:
     size = model.weights_bytes
     weights = f", веса {gib(size)}" if size else ""
-    return f"{model.config.get('model_type') or 'тип неизвестен'}{weights}, токенизатор и шаблон чата на месте"
+    return f"{model.config.get('model_type') or 'тип неизвестен'}{weights}"
 
 
-def _troubles(model: Model, *, selinux: bool) -> Iterator[Finding]:
-    yield from _unusable(model)
-    yield from _config(model)
-    yield from _weights(model)
-    yield from _tokenizer(model)
-    if selinux and model.label and "container_file_t" not in model.label and "svirt_sandbox" not in model.label:
+def _label(model: Model) -> Iterator[Finding]:
+    if model.label and "container_file_t" not in model.label and "svirt_sandbox" not in model.label:
         yield warning(
             "model_selinux",
             "SELinux не пустит контейнеры в папку модели",
@@ -66,7 +73,7 @@ def _troubles(model: Model, *, selinux: bool) -> Iterator[Finding]:
 
 
 def _unusable(model: Model) -> Iterator[Finding]:
-    entries = model.entries.values()
+    entries = [entry for entry in model.entries.values() if model.is_read(entry.name)]
     closed = [entry.name for entry in entries if not (entry.is_readable or entry.leads_nowhere)]
     if closed or not model.is_open:
         yield failure(
@@ -117,10 +124,20 @@ def _config(model: Model) -> Iterator[Finding]:
         )
 
 
-def _weights(model: Model) -> Iterator[Finding]:
+def _weights(model: Model, *, reads_gguf: bool) -> Iterator[Finding]:
     shards = model.shards
-    old = [name for name in model.entries if name.endswith(_OLD_WEIGHTS)]
-    if not shards and not old:
+    is_gguf = any(name.endswith(GGUF) for name in model.entries)
+    others = (*OLD_WEIGHTS, GGUF) if reads_gguf else OLD_WEIGHTS
+    if shards or any(name.endswith(others) for name in model.entries):
+        pass
+    elif is_gguf:
+        yield failure(
+            "weights_gguf",
+            "В папке модели веса только в GGUF",
+            "Из папки vLLM загружает *.safetensors; GGUF — для llama.cpp.",
+            f"возьмите ту же модель без GGUF в имени: {_DOWNLOAD}",
+        )
+    else:
         yield failure(
             "weights_missing",
             "В папке модели нет весов (*.safetensors)",

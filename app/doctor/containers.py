@@ -10,6 +10,8 @@ from app.doctor.findings import Finding, failure, ok, or_else, unchecked, warnin
 
 _SHOWN_LETTERS = 300
 _RESTARTS = 2
+# Its own end, and the signals with which Docker ends it when it is told to.
+_STOPPED = {0, 128 + 2, 128 + 9, 128 + 15}
 _HIDDEN = "***"
 
 # What vLLM and the gateway say last, and what to do about it. The first that is found in a log counts.
@@ -33,7 +35,7 @@ _KNOWN: Sequence[tuple[str, str, str]] = (
     (
         r".*NVIDIA driver on your system is too old.*",
         "Драйвер старше, чем нужно CUDA в образе.",
-        "обновите драйвер или возьмите другую версию (README, «Версии»)",
+        "обновите драйвер или возьмите другую версию (docs/operations.md, «Версии»)",
     ),
     (
         r".*(?:SafetensorError|header too large|HeaderTooLarge|MetadataIncompleteBuffer).*",
@@ -43,10 +45,10 @@ _KNOWN: Sequence[tuple[str, str, str]] = (
     (
         r".*does not recognize this architecture.*",
         "Модель новее, чем vLLM.",
-        "возьмите новую линию версий (README, «Версии»)",
+        "возьмите новую линию версий (docs/operations.md, «Версии»)",
     ),
     (r".*unrecognized arguments: .+", "Такого параметра у этого vLLM нет.", "исправьте VLLM_EXTRA_ARGS в .env"),
-    (r".*Bfloat16 is only supported.*", "Карта не умеет bfloat16.", "строка в .env: VLLM_EXTRA_ARGS=--dtype half"),
+    (r".*Bfloat16 is only supported.*", "Карта не умеет bfloat16.", "в .env, к VLLM_EXTRA_ARGS добавьте: --dtype half"),
     (
         r".*(?:Permission denied|PermissionError).*",
         "Файл не читается не от root.",
@@ -115,16 +117,18 @@ def _state(container: Container) -> str:
 
 def _ailments(container: Container, log_of: Callable[[str], str], secrets: Sequence[str]) -> Iterator[Finding]:
     service = container.service
-    if container.was_out_of_memory:
+    if container.was_out_of_memory and container.state != "running":
         yield failure(
             "container_memory",
             f"{service}: убит, потому что кончилась память машины",
             "Docker отметил это (OOMKilled).",
             "free -g; модель поменьше, без видеокарты — меньше VLLM_CPU_KVCACHE_SPACE в .env",
         )
-    elif container.state in {"restarting", "dead"} or (container.state == "exited" and container.exit_code):
+    elif container.state == "restarting":
         yield _fallen(service, f"падает и запускается снова (код {container.exit_code})", log_of, secrets)
-    elif container.state == "running" and container.restarts >= _RESTARTS and container.health != "healthy":
+    elif container.state == "dead" or (container.state == "exited" and container.exit_code not in _STOPPED):
+        yield _fallen(service, f"упал и не запускается (код {container.exit_code})", log_of, secrets)
+    elif container.restarts >= _RESTARTS and container.health == "starting":
         yield _fallen(service, f"перезапускался уже {container.restarts} раз", log_of, secrets)
     elif container.health == "unhealthy":
         yield _fallen(service, "запущен, но не отвечает (unhealthy)", log_of, secrets)

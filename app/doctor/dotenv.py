@@ -9,8 +9,12 @@ from app.doctor.findings import Finding, failure, some, warning
 
 EXAMPLE_KEY = "INTERNAL_VLLM_KEY"
 SECRET_NAMES = ("VLLM_API_KEY", "SESSION_SECRET", "SESSION_STORE_URL")
+# A variable that may be nothing; ${NAME:-…} says what stands for it then.
+_VARIABLE = re.compile(r"(?<![\\$])\$(?:\{(\w+)\}|([A-Za-z_]\w*)|(\{)(?!\w+(?:\}|:?[-+?])))")
 # Docker's own, beside those that the stand's files name.
 _DOCKERS = re.compile(r"(COMPOSE|DOCKER|BUILDKIT|BUILDX)_\w+")
+# A name alone: its value comes from the shell.
+_NAME = re.compile(r"(?:export\s+)?[A-Z_][A-Z0-9_]*")
 _LINE = re.compile(r"\s*(?:export\s+)?([^\s=:#]+)\s*[=:]\s*(.*)", re.DOTALL)
 _WORLD_READABLE = 0o004
 _TEXTS = ("VLLM_API_KEY", "SESSION_SECRET", "DEFAULT_SYSTEM_PROMPT")
@@ -72,35 +76,52 @@ class _Reading:
 def read(content: bytes, mode: int) -> DotEnv:
     """Read the file's content."""
     try:
-        lines = content.decode("utf-8-sig").split("\n")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
         return DotEnv(problem="это не текст в UTF-8", mode=mode)
-    if "\0" in content.decode("utf-8-sig"):
+    if "\0" in text:
         return DotEnv(problem="в нём нулевые байты: это не текст", mode=mode)
-    found = _Reading()
-    for number, line in enumerate(lines, 1):
-        _read_line(found, number, line.strip())
+    found, lines = _Reading(), text.replace("\r\n", "\n").split("\n")
+    number = 0
+    while number < len(lines):
+        number += _read_entry(found, number + 1, lines[number:])
     return DotEnv(mode=mode, entries=found.entries, broken=found.broken, unclosed=found.unclosed)
 
 
-def _read_line(found: _Reading, number: int, line: str) -> None:
-    if not line or line.startswith("#"):
-        return
+def _read_entry(found: _Reading, number: int, lines: Sequence[str]) -> int:
+    """Read what the first line begins; returns how many lines that was."""
+    line = lines[0].strip()
+    if not line or line.startswith("#") or _NAME.fullmatch(line):
+        return 1
     parts = _LINE.fullmatch(line)
     if not parts or not re.fullmatch(r"[A-Za-z_][\w.-]*", parts[1], re.ASCII):
         found.broken.append(number)
-        return
+        return 1
     name, value = parts[1], parts[2]
     if value[:1] in {"'", '"'}:
-        quote = value[0]
-        inner = re.match(rf"{quote}((?:\\.|[^\\{quote}])*){quote}", value)
-        if not inner:
+        quoted = _quoted(value, lines[1:])
+        if quoted is None:
             found.unclosed.append(number)
-            return
-        found.entries.append(Entry(number, name, inner[1], quote))
-        return
+            return 1
+        found.entries.append(Entry(number, name, quoted, value[0]))
+        return 1 + quoted.count("\n")
     kept = re.split(r"\s#", value, maxsplit=1)
     found.entries.append(Entry(number, name, kept[0].rstrip(), cut=len(kept) > 1))
+    return 1
+
+
+def _quoted(value: str, following: Sequence[str]) -> str | None:
+    """What is in the quotes that a value begins with; None where they are not closed.
+
+    Compose closes them on a later line too. Where more follows there, that was the quote of another value.
+    """
+    quote = value[0]
+    closed = re.compile(rf"{quote}((?:\\[\s\S]|[^\\{quote}])*){quote}")
+    if on_the_line := closed.match(value):
+        return on_the_line[1]
+    later = closed.match("\n".join([value, *following]))
+    rest = "\n".join([value, *following])[later.end() :].partition("\n")[0].strip() if later else "more"
+    return later[1] if later and (not rest or rest.startswith("#")) else None
 
 
 def named_defaults(env_example: str) -> dict[str, str]:
@@ -117,13 +138,7 @@ def suspicions(env: DotEnv, known: Sequence[str], environ: Mapping[str, str]) ->
         environ: of the shell, which goes before the file.
     """
     if not env.exists:
-        yield failure(
-            "env_missing",
-            "Нет файла .env",
-            "В нём ключ и настройки стенда; без ключа Docker Compose не запустит ничего.",
-            "cp .env.example .env && chmod 600 .env\n"
-            "затем впишите в .env свой VLLM_API_KEY (придумает: openssl rand -hex 16)",
-        )
+        yield _missing(environ)
         return
     yield from _unreadable(env)
     yield from _values(env, environ)
@@ -132,6 +147,26 @@ def suspicions(env: DotEnv, known: Sequence[str], environ: Mapping[str, str]) ->
         yield warning(
             "env_readable", "Файл .env могут читать все на этой машине", "В нём ключ от vLLM.", "chmod 600 .env"
         )
+
+
+def _missing(environ: Mapping[str, str]) -> Finding:
+    create = (
+        "cp .env.example .env && chmod 600 .env\n"
+        "затем впишите в .env свой VLLM_API_KEY (придумает: openssl rand -hex 16)"
+    )
+    if environ.get("VLLM_API_KEY"):
+        why = "Ключ есть в вашей оболочке, но в другой его не будет, и make up без .env не запускает."
+        return warning("env_missing", "Нет файла .env", why, create)
+    why = "В нём ключ и настройки стенда; без ключа Docker Compose не запустит ничего."
+    return failure("env_missing", "Нет файла .env", why, create)
+
+
+def setting_command(name: str, size: int) -> str:
+    """Gives a secret a new value, whether .env has one already or not, and shows it."""
+    return (
+        f"sed -E -i '/^(export )?{name} ?[=:]/d' .env; "
+        f'printf "\\n{name}=%s\\n" "$(openssl rand -hex {size})" >> .env; grep {name}= .env'
+    )
 
 
 def _unreadable(env: DotEnv) -> Iterator[Finding]:
@@ -163,7 +198,7 @@ def _lines(numbers: Sequence[int]) -> str:
 def _values(env: DotEnv, environ: Mapping[str, str]) -> Iterator[Finding]:
     known = {**environ, **env.values}
     for entry in env.entries:
-        lost = [a or b for a, b in re.findall(r"(?<![\\$])\$(?:\{(\w+)|(\w+))", entry.value)]
+        lost = [a or b or c for a, b, c in _VARIABLE.findall(entry.value)]
         if entry.quote != "'" and any(name not in known for name in lost):
             yield failure(
                 "env_dollar",

@@ -74,7 +74,12 @@ def _tokenizer_warnings(tokenizer: ChatTokenizer | None, *, served: bool) -> Ite
     if tokenizer is not None:
         why = "Счёт токенов или ответы могут быть не такими, как ожидается."
         for said in [*([] if served else tokenizer.folder_warnings), *tokenizer.warnings]:
-            yield warning("tokenizer_warning", said, why, "README, «Контекст» и «Версии»")
+            yield warning(
+                "tokenizer_warning",
+                said,
+                why,
+                "docs/context.md, «Любой шаблон чата» и «Сверка с vLLM»; docs/operations.md, «Версии»",
+            )
 
 
 async def _vllm(vllm: VLLMClient, settings: Settings, tokenizer: ChatTokenizer | None) -> AsyncIterator[Finding]:
@@ -158,7 +163,9 @@ async def _agreement(vllm: VLLMClient, tokenizer: ChatTokenizer) -> Finding:
     compared = await agreement.probe()
     if agreement.warning:
         why = "Иначе история обрезалась бы не там, где нужно."
-        return warning("count", agreement.warning, why, "README, «Версии»: одна версия transformers у шлюза и vLLM")
+        return warning(
+            "count", agreement.warning, why, "docs/operations.md, «Версии»: одна версия transformers у шлюза и vLLM"
+        )
     if not compared:
         return unchecked("count", "Счёт токенов", "vLLM не отвечает на /tokenize; он сверяется с каждым ответом")
     return ok("count", f"Токены шлюз и vLLM считают одинаково (проб: {compared})")

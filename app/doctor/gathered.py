@@ -15,11 +15,17 @@ from app.doctor.cards import Card
 from app.doctor.dotenv import DotEnv
 from app.doctor.findings import Finding
 from app.doctor.machine import Docker, Machine
-from app.doctor.model import Model, look_into
+from app.doctor.model import CONTAINERS_USER, Model, look_into
 from app.doctor.programs import Ran, run
 from app.doctor.stand import Service, Stand
 
-_COMPOSE_FILES = ("compose.yaml", "compose.yml", "docker-compose.yml", "docker-compose.yaml")
+_COMPOSE_FILES = [
+    f"{name}{override}.{ending}"
+    for name in ("compose", "docker-compose")
+    for override in ("", ".override")
+    for ending in ("yaml", "yml")
+]
+_CONTAINERD = Path("/var/lib/containerd")
 _SECONDS = 20.0
 _ATTEMPTS = 6
 _LOG_LINES = "400"
@@ -38,12 +44,14 @@ class Resolved:
 class Gathered:
     """The facts about a folder and its machine."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, environ: Mapping[str, str]) -> None:
+        """`environ` is the shell's."""
         self.folder = folder
+        self.environ = environ
 
     def run(self, *command: str, environ: Mapping[str, str] | None = None, seconds: float = _SECONDS) -> Ran:
         """Run a program in the folder."""
-        return run(command, str(self.folder), environ, seconds)
+        return run(command, str(self.folder), {**self.environ, **(environ or {})}, seconds)
 
     def compose(self, *command: str, environ: Mapping[str, str] | None = None, seconds: float = _SECONDS) -> Ran:
         """Run a command of Compose on the stand, without what keeps Compose from resolving it."""
@@ -80,7 +88,7 @@ class Gathered:
         """What Docker says of itself."""
         version = self.run("docker", "version", "--format", "{{json .}}")
         compose = self.run("docker", "compose", "version", "--short")
-        if not version.ok:
+        if not version.ok or Docker(version, compose).is_podman:
             return Docker(version, compose)
         info = self.run("docker", "info", "--format", "{{json .}}")
         return Docker(version, compose, facts.mapping(facts.parsed(info.out)))
@@ -97,9 +105,18 @@ class Gathered:
         return self.run("nvidia-smi", f"--query-gpu={','.join(query)}", "--format=csv,noheader,nounits")
 
     @cached_property
+    def has_cdi(self) -> bool:
+        """Whether Docker finds NVIDIA's cards described in a file of CDI (Container Device Interface)."""
+        devices = map(facts.mapping, facts.sequence(self.docker.info.get("DiscoveredDevices")))
+        if any(facts.text(device.get("ID")).startswith("nvidia.com/gpu") for device in devices):
+            return True  # Docker 28.3 and newer say so
+        folders = map(facts.text, facts.sequence(self.docker.info.get("CDISpecDirs")))
+        return any(path.match("*nvidia*") for folder in folders for path in Path(folder).glob("*.*"))
+
+    @cached_property
     def toolkit_hook(self) -> str | None:
         """Where the program of NVIDIA Container Toolkit is that Docker calls."""
-        return shutil.which("nvidia-container-runtime-hook")
+        return shutil.which("nvidia-container-runtime-hook", path=self.environ.get("PATH"))
 
     # --- the files ---
 
@@ -130,11 +147,17 @@ class Gathered:
         texts = "".join(self.text(name) for name in (*self.compose_files, "docker-compose.example.yaml"))
         return sorted({*self.examples, *re.findall(r"\b[A-Z][A-Z0-9_]+\b", texts)})
 
+    @property
+    def named_compose_files(self) -> Sequence[str]:
+        """Those that COMPOSE_FILE names."""
+        given = {**self.dotenv.values, **self.environ}
+        named = given.get("COMPOSE_FILE", "")
+        return named.split(given.get("COMPOSE_PATH_SEPARATOR") or os.pathsep) if named else ()
+
     @cached_property
     def compose_files(self) -> list[str]:
         """Those of the stand's files that are there."""
-        named = os.environ.get("COMPOSE_FILE") or self.dotenv.values.get("COMPOSE_FILE", "")
-        names = named.split(":") if named else _COMPOSE_FILES
+        names = self.named_compose_files or _COMPOSE_FILES
         return [name for name in names if (self.folder / name).is_file()]
 
     # --- the stand ---
@@ -145,11 +168,11 @@ class Gathered:
         environ: dict[str, str] = {}
         options: list[str] = []
         found: list[Finding] = []
-        for _ in range(_ATTEMPTS if self.docker.composes and self.compose_files else 0):
+        for _ in range(_ATTEMPTS if self.docker.composes and (self.compose_files or self.named_compose_files) else 0):
             ran = self.run("docker", "compose", *options, "config", "--format", "json", environ=environ)
             if ran.ok and (config := facts.parsed(ran.out)):
                 return Resolved(stand.resolved(config), found, options, environ)
-            refusal = refusals.explained(ran.err or ran.words, self.dotenv, self._secrets_of_env)
+            refusal = refusals.explained(ran.err or ran.words, self.dotenv, stand.parts_of(self._secrets_of_env))
             found += refusal.findings
             if refusal.environ.items() <= environ.items() and not (refusal.skips_env and not options):
                 break
@@ -171,7 +194,7 @@ class Gathered:
     @property
     def key(self) -> str:
         """The key that the owner has set, not one that Compose was given in its place."""
-        own = os.environ.get("VLLM_API_KEY") or self.dotenv.values.get("VLLM_API_KEY", "")
+        own = self.environ.get("VLLM_API_KEY") or self.dotenv.values.get("VLLM_API_KEY", "")
         return self.stand.api_key if own and not self.stand.is_guessed and self.dotenv.is_sound else own
 
     @property
@@ -181,13 +204,17 @@ class Gathered:
     @property
     def secrets(self) -> list[str]:
         """What must be shown nowhere."""
-        return [*self.stand.secrets, *self._secrets_of_env]
+        return stand.parts_of([*self.stand.secrets, *self._secrets_of_env])
 
     @cached_property
     def model(self) -> Model:
-        """The model's folder."""
-        sources = [service.model_folder for service in (*self.stand.vllms, self.stand.gateway) if service.model_folder]
-        return look_into(sources[0] if sources else str(self.folder / "model"))
+        """The model's folder; without a name where it is none of this machine's."""
+        readers = [*self.stand.vllms, self.stand.gateway]
+        sources = [service.model_folder for service in readers if service.model_folder]
+        users = {CONTAINERS_USER if service.user is None else service.user for service in readers}
+        if not sources and not self.stand.is_guessed:
+            return Model("")
+        return look_into(sources[0] if sources else str(self.folder / "model"), users)
 
     # --- what runs ---
 
@@ -200,6 +227,15 @@ class Gathered:
         names = [facts.text(one.get("Name")) for one in facts.objects(ps.out)]
         inspected = self.run("docker", "inspect", *names) if names else Ran("absent")
         return containers.listed(ps.out, facts.parsed(inspected.out))
+
+    @property
+    def knows_what_runs(self) -> bool:
+        """Whether Docker could be asked what of the stand runs; where there is no Docker, nothing does."""
+        return self.docker.version.end == "absent" or (self.docker.runs and not self.stand.is_guessed)
+
+    def may_run(self, service: str) -> bool:
+        """Whether a service's container runs, for all that is known."""
+        return self.runs(service) or not self.knows_what_runs
 
     def runs(self, service: str) -> bool:
         """Whether a service's container does."""
@@ -215,6 +251,16 @@ class Gathered:
         """Image of the stand: whether it is there."""
         names = {service.image for service in self.stand.services.values() if service.image}
         return {name: self.run("docker", "image", "inspect", name).ok for name in sorted(names)}
+
+    @property
+    def images_folder(self) -> str:
+        """Where Docker keeps images; empty where that is none of this machine's: Docker Desktop has one of its own."""
+        info = self.docker.info
+        if info.get("OperatingSystem") == "Docker Desktop":
+            return ""
+        if "io.containerd.snapshotter" in facts.text(info.get("DriverStatus")) and _CONTAINERD.is_dir():
+            return str(_CONTAINERD)
+        return facts.text(info.get("DockerRootDir"))
 
     @property
     def ports_of_others(self) -> dict[int, str]:

@@ -3,15 +3,15 @@
 No check stops another: what cannot be known is said to be unchecked.
 """
 
-import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from app.doctor import cards, completeness, containers, dotenv, facts, machine, settings
 from app.doctor.findings import Finding, failure, ok, or_else, unchecked
 from app.doctor.gathered import Gathered
 from app.doctor.report import from_json
+from app.doctor.stand import MODEL_TARGET
 
 _FROM_INSIDE_SECONDS = 120.0
 _GIB = 2**30
@@ -20,9 +20,9 @@ _NO_ENGINE = "Docker не отвечает"
 _NO_STAND = "стенд не собирается, причина выше"
 
 
-def examine(folder: Path) -> Iterator[Finding]:
-    """Look at the machine and at the stand in a folder."""
-    seen = Gathered(folder)
+def examine(folder: Path, environ: Mapping[str, str]) -> Iterator[Finding]:
+    """Look at the machine and at the stand in a folder, from a shell with these variables."""
+    seen = Gathered(folder, environ)
     for check in _CHECKS:
         try:
             yield from check(seen)
@@ -40,7 +40,7 @@ def _docker(seen: Gathered) -> Iterator[Finding]:
 
 
 def _files(seen: Gathered) -> Iterator[Finding]:
-    if not seen.compose_files:
+    if not (seen.compose_files or seen.named_compose_files):
         has_example = (seen.folder / "docker-compose.example.yaml").exists()
         yield failure(
             "compose_file_missing",
@@ -53,7 +53,7 @@ def _files(seen: Gathered) -> Iterator[Finding]:
 
 
 def _env(seen: Gathered) -> Iterator[Finding]:
-    suspicions = dotenv.suspicions(seen.dotenv, seen.known_names, os.environ)
+    suspicions = dotenv.suspicions(seen.dotenv, seen.known_names, seen.environ)
     yield from or_else(suspicions, ok("env", "Файл .env читается"))
 
 
@@ -65,7 +65,7 @@ def _stand(seen: Gathered) -> Iterator[Finding]:
 
 
 def _settings(seen: Gathered) -> Iterator[Finding]:
-    if seen.dotenv.exists and not seen.dotenv.problem:
+    if seen.key or (seen.dotenv.exists and not seen.dotenv.problem):
         yield from settings.key(seen.key)
     yield from settings.numbers(seen.stand)
     yield from settings.budget(seen.stand, seen.defaults)
@@ -73,8 +73,18 @@ def _settings(seen: Gathered) -> Iterator[Finding]:
 
 
 def _model(seen: Gathered) -> Iterator[Finding]:
+    if not seen.model.folder:
+        yield unchecked("model", "Модель", "к /app/model подключена не папка этой машины")
+        return
     options = facts.sequence(seen.docker.info.get("SecurityOptions"))
-    yield from completeness.folder(seen.model, selinux=any("selinux" in facts.text(option) for option in options))
+    gateway = seen.stand.gateway
+    tokenizer = gateway.environment.get("TOKENIZER_PATH") or MODEL_TARGET
+    yield from completeness.folder(
+        seen.model,
+        has_tokenizer=gateway.mount_of(tokenizer) in {"", MODEL_TARGET},
+        reads_gguf=any(".gguf" in word for vllm in seen.vllms for word in vllm.command),
+        selinux=any("selinux" in facts.text(option) for option in options),
+    )
     for vllm in seen.vllms[:1]:
         yield from settings.length(vllm, seen.model)
 
@@ -86,11 +96,11 @@ def _cards(seen: Gathered) -> Iterator[Finding]:
         yield unchecked("card", "Видеокарта", f"не нужна, {why}")
         return
     smi, found = seen.cards
-    base_image = wanting[0].base_image
-    yield from cards.driver(smi, found, base_image)
-    yield from cards.capability(found, base_image, seen.model, wanting[0])
+    yield from cards.driver(smi, found, wanting[0].base_image)
+    capabilities = [one for vllm in wanting for one in cards.capability(found, vllm.base_image, seen.model, vllm)]
+    yield from dict.fromkeys(capabilities)
     if seen.docker.runs:
-        yield from cards.way(seen.docker.info, seen.toolkit_hook)
+        yield from cards.way(seen.docker.info, seen.toolkit_hook, has_cdi=seen.has_cdi)
     else:
         yield unchecked("toolkit", "NVIDIA Container Toolkit", _NO_ENGINE)
 
@@ -102,12 +112,12 @@ def _memory(seen: Gathered) -> Iterator[Finding]:
         if not vllm.wants_cards:
             yield from settings.processor(seen.machine, vllm, seen.model)
         elif found := seen.cards[1]:
-            yield from cards.memory(found, vllm, seen.model, settings.length_of(vllm), runs=seen.runs(vllm.name))
+            yield from cards.memory(found, vllm, seen.model, settings.length_of(vllm), may_run=seen.may_run(vllm.name))
 
 
 def _ports(seen: Gathered) -> Iterator[Finding]:
     wanted = [port for service in seen.stand.services.values() for port in service.ports]
-    own = {number for container in seen.containers for number in container.ports}
+    own = {number for container in seen.containers for number in container.ports} if seen.knows_what_runs else None
     taken = machine.listening(seen.text("/proc/net/tcp") + seen.text("/proc/net/tcp6"))
     yield from machine.ports(wanted, taken, own, seen.ports_of_others)
 
@@ -123,11 +133,13 @@ def _images(seen: Gathered) -> Iterator[Finding]:
         for image, is_there in seen.images.items()
         if not is_there
     }
-    folder = facts.text(seen.docker.info.get("DockerRootDir")) or "/"
+    folder = seen.images_folder
     try:
-        free = shutil.disk_usage(folder).free
+        free = shutil.disk_usage(folder).free if folder else 0
     except OSError:
-        yield unchecked("disk", "Место на диске", f"папки {folder} отсюда не видно")
+        folder = ""
+    if not folder:
+        yield unchecked("disk", "Место на диске", "папки, в которой Docker хранит образы, отсюда не видно")
         return
     yield from machine.disk(machine.Disk(folder, free), missing)
 
@@ -136,7 +148,8 @@ def _containers(seen: Gathered) -> Iterator[Finding]:
     if reason := _no_stand(seen):
         yield unchecked("containers", "Контейнеры", reason)
         return
-    yield from containers.states(seen.containers, seen.log_of, seen.secrets)
+    of_the_stand = [container for container in seen.containers if container.service in seen.stand.services]
+    yield from containers.states(of_the_stand, seen.log_of, seen.secrets)
 
 
 def _no_stand(seen: Gathered) -> str:

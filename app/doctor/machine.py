@@ -67,6 +67,14 @@ class Docker:
         return self.compose.ok and facts.version(self.compose.out)[:1] >= (2,)
 
     @property
+    def is_podman(self) -> bool:
+        """Whether it is Podman that answers by this name."""
+        said = facts.mapping(facts.parsed(self.version.out))
+        components = facts.sequence(facts.mapping(said.get("Server")).get("Components"))
+        names = {facts.text(facts.mapping(component).get("Name")) for component in components}
+        return "Podman Engine" in names or "OsArch" in facts.mapping(said.get("Client"))
+
+    @property
     def server(self) -> str:
         """The engine's version; empty where it does not answer."""
         return facts.text(facts.mapping(facts.mapping(facts.parsed(self.version.out)).get("Server")).get("Version"))
@@ -92,6 +100,14 @@ def docker(found: Docker) -> Iterator[Finding]:
             "docker_missing", "Docker не установлен", "Стенд — это контейнеры Docker.", f"поставьте Docker: {_INSTALL}"
         )
         return
+    if found.is_podman:
+        yield failure(
+            "docker_podman",
+            "Вместо Docker — Podman",
+            "Видеокарты, сети и порты он подключает по-своему; стенд сделан для Docker.",
+            f"поставьте Docker: {_INSTALL}",
+        )
+        return
     troubles = [*_engine(found), *_compose(found)]
     yield from troubles
     if not troubles:
@@ -112,11 +128,14 @@ def _engine(found: Docker) -> Iterator[Finding]:
             "sudo usermod -aG docker $USER\nвыйдите и войдите снова (или: newgrp docker)",
         )
     elif not found.server:
+        service = "systemctl --user" if "/run/user/" in complaint else "sudo systemctl"
         yield failure(
             "docker_down",
             f"Docker установлен, но не отвечает: {found.version.words}",
             "Без его службы контейнеров нет.",
-            "sudo systemctl enable --now docker\nесли не помогло: sudo journalctl -u docker --no-pager | tail -20",
+            f"{service} enable --now docker\nесли не помогло: "
+            + ("journalctl --user -u docker" if "--user" in service else "sudo journalctl -u docker")
+            + " --no-pager | tail -20",
         )
     elif facts.version(found.server) < _ENGINE:
         yield failure(
@@ -210,38 +229,46 @@ def _address(words: str) -> str:
 
 
 def ports(
-    wanted: Sequence[Port], taken: set[tuple[str, int]], own: set[int], others: Mapping[int, str]
+    wanted: Sequence[Port], taken: set[tuple[str, int]], own: set[int] | None, others: Mapping[int, str]
 ) -> Iterator[Finding]:
     """Whether the ports that the stand opens are free.
 
     Args:
         wanted: by the stand.
         taken: addresses and ports that something listens on.
-        own: ports that the stand holds itself.
+        own: ports that the stand holds itself; None where that is not known.
         others: containers of other stands, by the port that they hold.
     """
-    variables = {"grafana": "GRAFANA_PORT"}
+    numbers = {number for _, number in taken} | others.keys() | {port.number for port in wanted}
     for port in wanted:
-        clashes = any(
-            number == port.number and (_is_any(address) or _is_any(port.address) or address == port.address)
-            for address, number in taken
-        )
-        if port.number in own or not (clashes or port.number in others):
-            yield ok(
-                "port",
-                f"Порт {port.number} ({port.service}): {'занят этим стендом' if port.number in own else 'свободен'}",
-            )
-            continue
-        variable = variables.get(port.service, "GATEWAY_PORT")
-        holder = f" контейнером {others[port.number]}" if port.number in others else ""
-        prefix = f"{port.address}:" if port.address and variable == "GATEWAY_PORT" else ""
-        yield failure(
-            "port_taken",
-            f"Порт {port.number} ({port.service}) уже занят{holder}",
-            "Контейнер не сможет его открыть, и стенд не запустится.",
-            f"кем: sudo ss -ltnp 'sport = :{port.number}'\nили другой порт, строкой в .env: "
-            f"{variable}={prefix}{port.number + 1}",
-        )
+        what = f"Порт {port.number} ({port.service})"
+        if own and port.number in own:
+            yield ok("port", f"{what}: занят этим стендом")
+        elif not (_clashes(port, taken) or port.number in others):
+            yield ok("port", f"{what}: свободен")
+        elif own is None:
+            yield unchecked("port", what, "занят, а этим ли стендом, знает только Docker")
+        else:
+            free = next(number for number in range(port.number + 1, 2**17) if number not in numbers)
+            yield _port_taken(port, free, others.get(port.number, ""))
+
+
+def _clashes(port: Port, taken: set[tuple[str, int]]) -> bool:
+    return any(
+        number == port.number and (_is_any(address) or _is_any(port.address) or address == port.address)
+        for address, number in taken
+    )
+
+
+def _port_taken(port: Port, free: int, holder: str) -> Finding:
+    variable = {"grafana": "GRAFANA_PORT"}.get(port.service, "GATEWAY_PORT")
+    prefix = f"{port.address}:" if port.address and variable == "GATEWAY_PORT" else ""
+    return failure(
+        "port_taken",
+        f"Порт {port.number} ({port.service}) уже занят{f' контейнером {holder}' if holder else ''}",
+        "Контейнер не сможет его открыть, и стенд не запустится.",
+        f"кем: sudo ss -ltnp 'sport = :{port.number}'\nили другой порт, строкой в .env: {variable}={prefix}{free}",
+    )
 
 
 def _is_any(address: str) -> bool:
@@ -270,5 +297,6 @@ def images(states: Mapping[str, bool], built: set[str]) -> Iterator[Finding]:
     yield unchecked(
         "images",
         "Образы",
-        f"ещё не на месте, при первом запуске {'; '.join(ways)}. Нужен интернет; без него — README, «Без интернета»",
+        f"ещё не на месте, при первом запуске {'; '.join(ways)}. Нужен интернет; без него — docs/operations.md, "
+        "«Без интернета»",
     )

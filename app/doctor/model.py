@@ -3,7 +3,8 @@
 import os
 import stat
 import struct
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from app.model_folder import LFS_POINTER
 WEIGHTS_INDEX = "model.safetensors.index.json"
 # As both Dockerfiles have it.
 CONTAINERS_USER = 10001
+OLD_WEIGHTS = (".bin", ".pt", ".pth")
+GGUF = ".gguf"
+_READ_SUFFIXES = {".json", ".jinja", ".model", ".txt", ".tiktoken", ".py"}
 _MOST_HEADER_BYTES = 100_000_000
 _MOST_JSON_BYTES = 64 * 2**20
 _READ_JSON = ("config.json", "tokenizer_config.json", "generation_config.json", "tokenizer.json", WEIGHTS_INDEX)
@@ -90,6 +94,13 @@ class Model:
         found = sorted(name for name in self.entries if name.endswith(".safetensors"))
         return [name for name in found if not name.startswith("consolidated")] or found
 
+    def is_read(self, name: str) -> bool:
+        """Whether the gateway or vLLM reads a file, and not only a person or another program."""
+        path = Path(name)
+        if path.suffix in {".safetensors", *OLD_WEIGHTS, GGUF}:
+            return name in self.shards or (not self.shards and path.suffix != ".safetensors")
+        return path.suffix in _READ_SUFFIXES
+
     @property
     def weights_bytes(self) -> int | None:
         """What the weights take in memory at least, in 16 bits where they are saved in more; None: unknown."""
@@ -103,17 +114,22 @@ class Model:
         )
 
 
-def look_into(folder: str) -> Model:
-    """Look at the folder and the beginnings of its files."""
+def look_into(folder: str, users: Collection[int] = (CONTAINERS_USER,)) -> Model:
+    """Look at the folder and the beginnings of its files.
+
+    Args:
+        folder: of this machine.
+        users: whom the containers run as.
+    """
     path = Path(folder)
     try:
         names = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
-        is_open = _may(path.stat(), stat.S_IROTH | stat.S_IXOTH)
+        is_open = _may(path, stat.S_IROTH | stat.S_IXOTH, users)
     except FileNotFoundError:
         return Model(folder, exists=False)
     except OSError as exc:
         return Model(folder, problem=exc.strerror or type(exc).__name__)
-    files = {name: _entry(path, name) for name in names if not (path / name).is_dir()}
+    files = {name: entry for name in names if (entry := _entry(path, name, users))}
     usable = [
         name for name, entry in files.items() if entry.size and not entry.is_pointer and os.access(path / name, os.R_OK)
     ]
@@ -125,29 +141,34 @@ def look_into(folder: str) -> Model:
             name: _json(path / name) for name in _READ_JSON if name in usable and files[name].size <= _MOST_JSON_BYTES
         },
         tensors={name: _tensors(path / name) for name in usable if name.endswith(".safetensors")},
-        label=_label(path),
+        label=_attribute(path, "security.selinux").decode(errors="replace").strip("\0"),
     )
 
 
-def _may(status: os.stat_result, bits: int) -> bool:
-    """Whether the containers' user has these rights; `bits` are others'."""
-    if status.st_uid == CONTAINERS_USER:
-        bits <<= 6
-    elif status.st_gid == CONTAINERS_USER:
-        bits <<= 3
-    return status.st_mode & bits == bits
+def _may(path: Path, bits: int, users: Collection[int]) -> bool:
+    """Whether the users have these rights; `bits` are others'."""
+    status = path.stat()
+
+    def suffices(user: int) -> bool:
+        shift = 6 if status.st_uid == user else 3 if status.st_gid == user else 0
+        return status.st_mode & bits << shift == bits << shift
+
+    return all(map(suffices, users)) or bool(_attribute(path, "system.posix_acl_access"))
 
 
-def _entry(folder: Path, name: str) -> Entry:
+def _entry(folder: Path, name: str, users: Collection[int]) -> Entry | None:
+    """What it is; None for a folder."""
     path = folder / name
     try:
         status = path.stat()
     except OSError:
         return Entry(name, leads_nowhere=True)
+    if stat.S_ISDIR(status.st_mode):
+        return None
     # The container sees this folder alone: a link is followed there.
     away = path.is_symlink() and (path.readlink().is_absolute() or not path.resolve().is_relative_to(folder.resolve()))
     beginning = _read(path, len(LFS_POINTER))
-    return Entry(name, status.st_size, away, _may(status, stat.S_IROTH), beginning == LFS_POINTER)
+    return Entry(name, status.st_size, away, _may(path, stat.S_IROTH, users), beginning == LFS_POINTER)
 
 
 def _read(path: Path, most: int) -> bytes:
@@ -191,8 +212,10 @@ def _tensors(path: Path) -> Tensors:
     return Tensors(promised_bytes=8 + length + max(ends), bytes_by_type=sizes)
 
 
-def _label(path: Path) -> str:
+def _attribute(path: Path, name: str) -> bytes:
+    if sys.platform != "linux":
+        return b""
     try:
-        return os.getxattr(path, "security.selinux").decode(errors="replace").strip("\0")
+        return os.getxattr(path, name)
     except OSError:
-        return ""
+        return b""

@@ -20,6 +20,7 @@ _LENGTHS = (
 ).split()
 # Their factor is in max_position_embeddings already.
 _SCALED_ALREADY = frozenset({"default", "su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling"})
+_CHANGES_LENGTH = ("--hf-overrides", "--rope-scaling", "--rope-theta", "--hf-config-path")
 _CHANGES_WEIGHTS = ("--quantization", "-q", "--cpu-offload-gb", "--load-format", "--hf-overrides")
 _CACHE_BYTES = {"auto": 2, "bfloat16": 2, "float16": 2, "half": 2, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1}
 
@@ -53,7 +54,7 @@ def needs_of(model: Model, vllm: Service) -> Needs:
     """What the model needs, served so."""
     split = tensor_parallel(vllm) * pipeline_parallel(vllm)
     weights, why = model.weights_bytes, "" if model.weights_bytes is not None else "размер весов неизвестен"
-    if changed := [name for name in _CHANGES_WEIGHTS if vllm.option(name) is not None]:
+    if changed := [name for name in _CHANGES_WEIGHTS if vllm.has(name)]:
         weights, why = None, f"{changed[0]} меняет размер весов"
     elif vllm.option("--dtype") in {"float", "float32"}:
         weights, why = None, "--dtype меняет размер весов"
@@ -63,12 +64,21 @@ def needs_of(model: Model, vllm: Service) -> Needs:
 
 def tensor_parallel(vllm: Service) -> int:
     """Over how many cards each layer is split."""
-    return max(1, facts.whole(vllm.option("--tensor-parallel-size", "-tp")) or 1)
+    return vllm.number("--tensor-parallel-size", "-tp") or 1
 
 
 def pipeline_parallel(vllm: Service) -> int:
     """Over how many cards the layers are dealt out."""
-    return max(1, facts.whole(vllm.option("--pipeline-parallel-size", "-pp")) or 1)
+    return vllm.number("--pipeline-parallel-size", "-pp") or 1
+
+
+def cards_of_this_machine(vllm: Service) -> int:
+    """How many cards of this machine it works on."""
+    machines = vllm.number("--nnodes", "-n") or 1
+    copies = vllm.number("--data-parallel-size-local", "-dpl") or vllm.number("--data-parallel-size", "-dp") or 1
+    if vllm.has("--data-parallel-rank", "-dpn"):
+        copies = 1  # the others are other services
+    return max(1, tensor_parallel(vllm) * pipeline_parallel(vllm) // machines) * copies
 
 
 def _cache_bytes_per_token(config: Mapping[str, Any], vllm: Service) -> tuple[int | None, str]:
@@ -91,6 +101,12 @@ def _has_windows(config: Mapping[str, Any]) -> bool:
     if kinds:
         return any(kind != "full_attention" for kind in kinds)
     return bool(config.get("sliding_window")) and config.get("use_sliding_window") is not False
+
+
+def allowed_context(model: Model, vllm: Service) -> int | None:
+    """How many tokens the model takes, served so; None where that is not known."""
+    lifted = facts.text(vllm.environment.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN")).lower() in {"1", "true"}
+    return None if lifted or vllm.has(*_CHANGES_LENGTH) else longest_context(model.config)
 
 
 def longest_context(config: Mapping[str, Any]) -> int | None:

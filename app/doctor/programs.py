@@ -1,12 +1,11 @@
 """Programs of the machine, which may be absent, fail, or hang."""
 
 import os
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
-
-_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -37,25 +36,26 @@ class Ran:
         return lines[-1].strip()[:300] if lines else f"код {self.code}"
 
 
-def run(
-    command: Sequence[str], folder: str, environ: Mapping[str, str] | None = None, seconds: float = _SECONDS
-) -> Ran:
-    """Run a program in a folder, for so long at most; `environ` is added to ours."""
-    # Messages are read, so they must be English.
-    environ = {**os.environ, "LC_ALL": "C", **(environ or {})}
+def run(command: Sequence[str], folder: str, environ: Mapping[str, str], seconds: float) -> Ran:
+    """Run a program in a folder, for so long at most."""
     try:
-        done = subprocess.run(  # noqa: S603 - no shell, and no word of it is anybody else's
+        # A session of its own: what it has started itself holds our pipes too, and must end with it.
+        with subprocess.Popen(  # noqa: S603 - no shell, and no word of it is anybody else's
             command,
             cwd=folder,
-            env=environ,
+            env={**environ, "LC_ALL": "C"},  # its messages are read, so they must be English
             stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=seconds,
-            check=False,
-        )
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        ) as process:
+            try:
+                out, err = process.communicate(timeout=seconds)
+            finally:
+                if process.returncode is None:
+                    os.killpg(process.pid, signal.SIGKILL)
     except subprocess.TimeoutExpired:
         return Ran("timeout")
     except (OSError, ValueError):  # not there, not executable, or a NUL in the environment
         return Ran("absent")
-    out, err = (text.decode(errors="replace") for text in (done.stdout, done.stderr))
-    return Ran("finished", done.returncode, out, err)
+    return Ran("finished", process.returncode, out.decode(errors="replace"), err.decode(errors="replace"))

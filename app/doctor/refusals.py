@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from app.doctor.containers import hidden
-from app.doctor.dotenv import DotEnv
+from app.doctor.dotenv import DotEnv, setting_command
 from app.doctor.findings import Finding, failure
 
 _PLACEHOLDER = "placeholder-of-the-doctor-which-is-no-key"
@@ -47,7 +47,11 @@ def explained(complaint: str, env: DotEnv, secrets: Sequence[str]) -> Refusal:
         )
         return Refusal([finding], {"GATEWAY_PORT": "8080", "GRAFANA_PORT": "3000"})
     if not env.is_sound or re.search(r"\.env\b|setenv", complaint):
-        return Refusal([] if not env.is_sound else [_unclear(complaint, secrets)], env.values, skips_env=True)
+        # A template that is none is a dollar, which is complained of already.
+        known = not env.is_sound or "Invalid template" in complaint
+        # What it quotes may be a part of any line of .env.
+        unquoted = re.sub(r'".*', "…", _last_line(complaint))
+        return Refusal([] if known else [_unclear(unquoted, secrets)], env.values, skips_env=True)
     return Refusal([_file(complaint, secrets)], {})
 
 
@@ -58,7 +62,7 @@ def _missing(name: str, env: DotEnv) -> Iterator[Finding]:
         f"{name.lower()}_missing",
         f"В .env нет {name}",
         "Без него Docker Compose не запустит ничего.",
-        f'echo "{name}=$(openssl rand -hex 32)" >> .env' if "SECRET" in name else f"впишите {name} в .env",
+        setting_command(name, 32) if "SECRET" in name else f"впишите {name} в .env",
     )
 
 

@@ -44,9 +44,12 @@ def as_json(findings: Sequence[Finding]) -> str:
 def from_json(text: str) -> list[Finding]:
     """The findings that `as_json` wrote. Raises ValueError where these are none."""
     try:
-        return [Finding(**finding) for finding in json.loads(text)["findings"]]
+        findings = [Finding(**finding) for finding in json.loads(text)["findings"]]
     except (LookupError, TypeError) as exc:
-        raise ValueError(text[:100]) from exc
+        raise ValueError from exc
+    if any(finding.status not in _SIGNS for finding in findings):
+        raise ValueError  # of another version's
+    return findings
 
 
 def exit_code(findings: Sequence[Finding]) -> int:

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping
 
 from app.doctor import facts
 from app.doctor.cards import share_of
-from app.doctor.dotenv import EXAMPLE_KEY
+from app.doctor.dotenv import EXAMPLE_KEY, setting_command
 from app.doctor.findings import Finding, failure, gib, ok, or_else, unchecked, warning
 from app.doctor.machine import Machine
 from app.doctor.model import Model
-from app.doctor.needs import longest_context, needs_of
+from app.doctor.needs import allowed_context, cards_of_this_machine, needs_of
 from app.doctor.stand import MODEL_TARGET, Service, Stand
 
 INTEGERS = (
@@ -22,29 +22,24 @@ _MAY_BE_ZERO = {"MAX_WAITING_REQUESTS", "MAX_KEY_FAILURES_PER_MINUTE"}
 DEFAULT_MAX_TOKENS = 512
 _GRACE_AFTER_DRAIN = 10.0
 _GIB = 2**30
+_DOCKERS_SHM_BYTES = 64 * 2**20
 
 
 def key(given: str) -> Iterator[Finding]:
     """Whether the key is the owner's own, and can be sent."""
-    own = (
-        'key=$(openssl rand -hex 16); sed -i "s/^VLLM_API_KEY=.*/VLLM_API_KEY=$key/" .env; echo "Ключ: $key"\n'
-        "затем docker compose up -d"
-    )
+    new = f"{setting_command('VLLM_API_KEY', 16)}\nзатем docker compose up -d"
     if not given:
         yield failure(
-            "key_missing", "В .env нет ключа VLLM_API_KEY", "Без него Docker Compose не запустит ничего.", _NEW_KEY
+            "key_missing", "В .env нет ключа VLLM_API_KEY", "Без него Docker Compose не запустит ничего.", new
         )
     elif given == EXAMPLE_KEY:
         why = "Этот ключ знают все, кто читал README: он ничего не защищает."
-        yield warning("key_example", "VLLM_API_KEY — ключ из примера", why, own)
+        yield warning("key_example", "VLLM_API_KEY — ключ из примера", why, new)
     elif not re.fullmatch(r"[!-~]{1,4096}", given):
         why = "Такой ключ не передать в заголовке: шлюз и vLLM его не примут."
-        yield failure("key_letters", "В VLLM_API_KEY есть пробелы или не латинские буквы", why, own)
+        yield failure("key_letters", "В VLLM_API_KEY есть пробелы или не латинские буквы", why, new)
     else:
         yield ok("key", "Ключ свой")
-
-
-_NEW_KEY = 'echo "VLLM_API_KEY=$(openssl rand -hex 16)" >> .env && chmod 600 .env'
 
 
 def length_of(vllm: Service) -> int | None:
@@ -114,7 +109,7 @@ def budget(stand: Stand, defaults: Mapping[str, str]) -> Iterator[Finding]:
 
 def length(vllm: Service, model: Model) -> Iterator[Finding]:
     """Whether the model takes a context of that length."""
-    asked, most = length_of(vllm), longest_context(model.config)
+    asked, most = length_of(vllm), allowed_context(model, vllm)
     if asked and most and asked > most:
         yield failure(
             "length_over_model",
@@ -142,11 +137,11 @@ def together(stand: Stand, defaults: Mapping[str, str]) -> Iterator[Finding]:
             "secret_missing",
             "SESSION_SECRET не задан или короче 32 знаков, а сессии — в Redis",
             "Им шифруются ключи vLLM; без него шлюз не запустится.",
-            'echo "SESSION_SECRET=$(openssl rand -hex 32)" >> .env',
+            setting_command("SESSION_SECRET", 32),
         )
     yield from _drain(gateway, environment)
     path = environment.get("TOKENIZER_PATH") or MODEL_TARGET
-    if not stand.is_guessed and not any(path == place or path.startswith(place + "/") for place in gateway.mounts):
+    if not (stand.is_guessed or gateway.mount_of(path)):
         yield failure(
             "tokenizer_path",
             f"TOKENIZER_PATH={path}: такой папки в контейнере шлюза нет",
@@ -169,16 +164,20 @@ def _drain(gateway: Service, environment: Mapping[str, str]) -> Iterator[Finding
 
 def shared_memory(vllm: Service) -> Iterator[Finding]:
     """Whether vLLM's processes have room to talk with each other."""
-    if not vllm.shares_memory and (vllm.shm_bytes or 64 * 2**20) < _GIB:
-        yield failure(
-            "shm",
-            f"У {vllm.name} общей памяти {gib(vllm.shm_bytes or 64 * 2**20)}",
-            "Через неё обмениваются процессы vLLM; ему нужно хотя бы 1 ГиБ, иначе он упадёт.",
-            f"в docker-compose.yaml у {vllm.name}: shm_size: 8gb",
-        )
-    else:
-        size = "общая с машиной" if vllm.shares_memory else gib(vllm.shm_bytes or 0)
-        yield ok("shm", f"Общая память {vllm.name}: {size}")
+    size = _DOCKERS_SHM_BYTES if vllm.shm_bytes is None else vllm.shm_bytes
+    if vllm.shares_memory or size >= _GIB:
+        shown = "общая с машиной" if vllm.shares_memory else gib(size)
+        yield ok("shm", f"Общая память {vllm.name}: {shown}")
+        return
+    is_split = cards_of_this_machine(vllm) > 1
+    say = failure if is_split else warning
+    yield say(
+        "shm",
+        f"У {vllm.name} общей памяти {gib(size)}",
+        "Через неё обмениваются процессы vLLM; "
+        + ("на нескольких картах он без неё упадёт." if is_split else "на одной карте может хватить и этого."),
+        f"в docker-compose.yaml у {vllm.name}: shm_size: 8gb",
+    )
 
 
 def processor(machine: Machine, vllm: Service, model: Model) -> Iterator[Finding]:

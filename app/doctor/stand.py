@@ -2,15 +2,14 @@
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from app.doctor import facts
+from app.doctor import facts, reservations
 
 MODEL_TARGET = "/app/model"
-_HOLDS_EVERYTHING = -1
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,7 @@ class Service:
         shm_bytes: None where Docker's own 64 MiB hold.
         model_folder: the folder of this machine that it sees as /app/model; empty where it sees none.
         mounts: folders that it sees, by where.
+        user: the number of whom it runs as; None: as the image has it.
     """
 
     name: str
@@ -48,7 +48,12 @@ class Service:
     shares_memory: bool = False
     model_folder: str = ""
     mounts: Sequence[str] = ()
+    user: int | None = None
     grace_seconds: float = 10.0
+
+    def mount_of(self, path: str) -> str:
+        """Where the folder is connected that holds a path of the container; empty where none does."""
+        return max((place for place in self.mounts if f"{path}/".startswith(f"{place}/")), key=len, default="")
 
     def option(self, *names: str) -> str | None:
         """The value of an option on its command line, by any of its names; the last one counts, as for vLLM."""
@@ -59,6 +64,16 @@ class Service:
             if name.replace("_", "-") in names:
                 found = value if equals else after
         return found
+
+    def number(self, *names: str) -> int | None:
+        """The same of an option that is a whole number above 0."""
+        number = facts.whole(self.option(*names))
+        return number if number and number > 0 else None
+
+    def has(self, *names: str) -> bool:
+        """Whether an option is there at all, or one of its members: `--hf-overrides.rope_theta`."""
+        given = {re.split(r"[=.]", word, maxsplit=1)[0].replace("_", "-") for word in self.command}
+        return not given.isdisjoint(names)
 
 
 @dataclass(frozen=True)
@@ -95,12 +110,14 @@ class Stand:
     @property
     def secrets(self) -> list[str]:
         """What must be shown nowhere."""
-        values: list[str] = []
-        for service in self.services.values():
-            for name, value in service.environment.items():
-                if re.search(r"KEY|SECRET|PASSWORD|STORE_URL", name):
-                    values += [value, *value.split(",")]
-        return sorted({value for value in values if len(value) > 3 and value != "memory://"}, key=len, reverse=True)
+        named = [item for service in self.services.values() for item in service.environment.items()]
+        return parts_of([value for name, value in named if re.search(r"KEY|SECRET|PASSWORD|STORE_URL", name)])
+
+
+def parts_of(secrets: Iterable[str]) -> list[str]:
+    """Secrets, and those that they consist of: several with commas between them, a password in an address."""
+    parts = {part for secret in secrets for part in (secret, *secret.split(","), *re.findall(r":([^:@/]+)@", secret))}
+    return sorted((part for part in parts if len(part) > 3 and part != "memory://"), key=len, reverse=True)
 
 
 def resolved(config: Any) -> Stand:
@@ -111,9 +128,10 @@ def resolved(config: Any) -> Stand:
 
 def _service(name: str, given: Mapping[str, Any]) -> Service:
     build = facts.mapping(given.get("build"))
-    wants, cards = _cards(given)
+    wants, cards = reservations.asked(given)
     volumes = [facts.mapping(volume) for volume in facts.sequence(given.get("volumes"))]
-    sources = {facts.text(volume.get("target")): facts.text(volume.get("source")) for volume in volumes}
+    sources = {facts.text(volume.get("target")): volume for volume in volumes}
+    model = facts.mapping(sources.get(MODEL_TARGET))
     environment = facts.mapping(given.get("environment"))
     return Service(
         name,
@@ -127,7 +145,8 @@ def _service(name: str, given: Mapping[str, Any]) -> Service:
         cards=cards,
         shm_bytes=facts.whole(given.get("shm_size")),
         shares_memory=facts.text(given.get("ipc")) == "host",
-        model_folder=sources.get(MODEL_TARGET, ""),
+        model_folder=facts.text(model.get("source")) if model.get("type") == "bind" else "",
+        user=facts.whole(facts.text(given.get("user")).partition(":")[0]),
         mounts=list(sources),
         grace_seconds=facts.seconds(facts.text(given.get("stop_grace_period") or "10s")),
     )
@@ -142,18 +161,6 @@ def _ports(service: str, given: Sequence[Any]) -> list[Port]:
     ports = [facts.mapping(port) for port in given]
     numbered = [(facts.text(port.get("host_ip")), facts.whole(port.get("published"))) for port in ports]
     return [Port(service, address, number) for address, number in numbered if number]
-
-
-def _cards(given: Mapping[str, Any]) -> tuple[int, Sequence[str] | None]:
-    """How many GPUs a service asks for, and which."""
-    reservations = facts.mapping(facts.mapping(facts.mapping(given.get("deploy")).get("resources")).get("reservations"))
-    devices = [*facts.sequence(reservations.get("devices")), *facts.sequence(given.get("gpus"))]
-    for device in map(facts.mapping, devices):
-        if "gpu" in facts.sequence(device.get("capabilities")) or device.get("driver") == "nvidia":
-            if ids := [facts.text(card) for card in facts.sequence(device.get("device_ids"))]:
-                return len(ids), ids
-            return facts.whole(device.get("count")) or _HOLDS_EVERYTHING, None
-    return 0, None
 
 
 def guessed(env: Mapping[str, str], compose_file: str, folder: str) -> Stand:
@@ -177,7 +184,7 @@ def guessed(env: Mapping[str, str], compose_file: str, folder: str) -> Stand:
         base_image="" if on_cpu else values.get("BASE_IMAGE", ""),
         command=[*command, *more],
         environment={name: values[name] for name in ("VLLM_API_KEY", "VLLM_CPU_KVCACHE_SPACE") if name in values},
-        wants_cards=0 if on_cpu else _HOLDS_EVERYTHING,
+        wants_cards=0 if on_cpu else reservations.ALL,
         model_folder=f"{folder}/model",
     )
     address, _, port = values.get("GATEWAY_PORT", "8080").rpartition(":")

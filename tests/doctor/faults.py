@@ -64,6 +64,12 @@ def _absent(name: str) -> Callable[[World], None]:
     return remove
 
 
+def _gguf(world: World) -> None:
+    for path in world.model.glob("model*"):
+        path.unlink()
+    (world.model / "qwen.Q4_K_M.gguf").write_bytes(b"GGUF")
+
+
 def _link_model(world: World) -> None:
     """As the cache of Hugging Face is."""
     elsewhere = world.folder / "blobs"
@@ -98,6 +104,12 @@ def _denied(world: World) -> None:
 def _down(world: World) -> None:
     complaint = "Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?"
     world.say("version", {"Client": {"Version": "28.2.2"}, "Server": None}, complaint=complaint, code=1)
+
+
+def _podman(world: World) -> None:
+    """Under the name of docker."""
+    world.say("version", {"Client": {"APIVersion": "4.9.3", "Version": "4.9.3", "OsArch": "linux/amd64"}})
+    world.say("info", {"host": {"arch": "amd64"}, "version": {"APIVersion": "4.9.3"}})
 
 
 def _no_compose(world: World) -> None:
@@ -182,6 +194,7 @@ FAULTS = (
         "Docker установлен, но не отвечает",
         "systemctl enable --now docker",
     ),
+    Fault("вместо Docker — Podman", _podman, "docker_podman", "Вместо Docker — Podman", "поставьте Docker"),
     Fault(
         "Docker старше 23", _tool_of_the_past, "docker_old", "Docker 20.10.5, а нужен 23 или новее", "обновите Docker"
     ),
@@ -227,6 +240,7 @@ FAULTS = (
         "shm",
         "У vllm общей памяти 64.0 МиБ",
         "shm_size: 8gb",
+        "warning",
     ),
     # --- .env ---
     Fault("нет `.env`", _missing_env, "env_missing", "Нет файла .env", "cp .env.example .env && chmod 600 .env"),
@@ -468,6 +482,7 @@ FAULTS = (
         "model-00002-of-00002.safetensors: это не safetensors",
         "hf download",
     ),
+    Fault("веса только в GGUF", _gguf, "weights_gguf", "В папке модели веса только в GGUF", "ту же модель без GGUF"),
     Fault(
         "нет токенизатора",
         _absent("tokenizer.json"),
@@ -498,14 +513,14 @@ FAULTS = (
         _old_driver,
         "driver_old",
         "Драйвер NVIDIA 470.82.01 слишком стар для CUDA 12.8",
-        "README, «Версии»",
+        "docs/operations.md, «Версии»",
     ),
     Fault(
         "драйвер старше, чем CUDA образа",
         lambda world: world.card(driver="550.54.14"),
         "driver_older",
         "Драйвер NVIDIA 550.54.14 старше, чем CUDA 12.8",
-        "README, «Версии»",
+        "docs/operations.md, «Версии»",
         "warning",
     ),
     Fault(
@@ -514,14 +529,13 @@ FAULTS = (
         "card_old",
         "NVIDIA P40 (6.1) слишком стара",
         "другая видеокарта",
-        also=frozenset({"card_bfloat16"}),
     ),
     Fault(
         "карта без bfloat16",
         lambda world: world.card(capability="7.5", name="NVIDIA T4"),
         "card_bfloat16",
         "NVIDIA T4 (7.5) не умеет bfloat16",
-        "VLLM_EXTRA_ARGS=--dtype half",
+        "к VLLM_EXTRA_ARGS добавьте: --dtype half",
         "warning",
     ),
     Fault(
@@ -572,7 +586,7 @@ FAULTS = (
         "карт меньше, чем в `--tensor-parallel-size`",
         lambda world: world.set(VLLM_EXTRA_ARGS="--tensor-parallel-size 2"),
         "cards_few",
-        "vLLM (vllm) делит модель на видеокарт: 2, а доступно ему 1",
+        "vLLM (vllm) нужно видеокарт: 2, а доступно ему 1",
         "--tensor-parallel-size",
     ),
     # --- the machine ---
@@ -621,6 +635,14 @@ FAULTS = (
         "container_memory",
         "vllm: убит, потому что кончилась память машины",
         "free -g",
+    ),
+    Fault(
+        "стенд остановлен (`docker compose stop`)",
+        lambda world: world.containers({"Service": "vllm", "State": "exited", "ExitCode": 137}),
+        "container_stopped",
+        "vllm: остановлен",
+        "docker compose up -d",
+        "warning",
     ),
     Fault(
         "шлюз падает из-за настройки",

@@ -50,7 +50,7 @@ def _counts_more(inside: Inside) -> None:
 
 
 def _loads(inside: Inside) -> None:
-    inside.vllm.health_delay = 3.0
+    inside.vllm.health_delay = 1.2
 
 
 def _is_ill(inside: Inside) -> None:
@@ -160,7 +160,7 @@ INNER_FAULTS = (
         _counts_more,
         "count",
         "Шлюз насчитал в запросе токенов",
-        "README, «Версии»",
+        "docs/operations.md, «Версии»",
         "warning",
     ),
     InnerFault("часы vLLM сбились", _is_late, "clocks", "Часы vLLM отстают на", "timedatectl set-ntp", "warning"),

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.config import Settings
-from app.doctor import cards, completeness, dotenv, facts, machine
+from app.doctor import cards, completeness, dotenv, facts, machine, reservations
 from app.doctor.cards import Card
 from app.doctor.containers import telling_line
 from app.doctor.dotenv import DotEnv
 from app.doctor.machine import Disk, Machine
-from app.doctor.model import CONTAINERS_USER, Entry, Model, Tensors
-from app.doctor.needs import Needs, longest_context, needs_of
+from app.doctor.model import CONTAINERS_USER, Entry, Model, Tensors, look_into
+from app.doctor.needs import Needs, cards_of_this_machine, longest_context, needs_of
 from app.doctor.programs import run
-from app.doctor.settings import DEFAULT_MAX_TOKENS, INTEGERS
+from app.doctor.settings import DEFAULT_MAX_TOKENS, INTEGERS, shared_memory
 from app.doctor.stand import Port, Service, guessed
 from app.turn import DEFAULT_MAX_TOKENS as THE_GATEWAYS_MAX_TOKENS
-from tests.readme import ROOT, section
+from tests.readme import OPERATIONS, ROOT, section
 from tests.test_deploy import arguments, env_example
 
 JSON = st.recursive(
@@ -55,7 +56,7 @@ def test_what_it_knows_of_the_gateways_settings_is_true() -> None:
 
 
 def test_it_asks_for_the_versions_that_the_readme_asks_for() -> None:
-    versions = section("Версии")
+    versions = section("Версии", OPERATIONS)
     both = [arguments("Dockerfile.vllm")["BASE_IMAGE"], env_example()["BASE_IMAGE"][0]]
     drivers = [f"{driver} или новее" for driver in ("570.26", "580.65.06")]
     for image, driver, generation in zip(both, drivers, ("Volta (7.0)", "Turing (7.5)"), strict=True):
@@ -63,7 +64,7 @@ def test_it_asks_for_the_versions_that_the_readme_asks_for() -> None:
         assert generation in versions
         cuda = cards.cuda_of(image)
         assert f"CUDA {cuda[0]}.{cuda[1]}" in versions
-        too_old = list(cards.driver(run(["true"], "."), [card(driver="400.1")], image))
+        too_old = list(cards.driver(run(["true"], ".", os.environ, 9), [card(driver="400.1")], image))
         assert driver.removesuffix(" или новее") in too_old[0].why
     assert "Docker Engine 23 или новее, Docker Compose 2.24.4 или новее" in section("Что нужно")
 
@@ -220,7 +221,7 @@ def test_no_env_is_too_strange(content: bytes) -> None:
 
 def test_env_is_read_as_compose_reads_it() -> None:
     content = '\ufeffA=1\r\n# B=2\nexport C = x y\nD: d\nE=\'$x # y\'\nF="q\\"r" # s\n'
-    content += "G=a#b\nH=a #b\nI=\nJUST\n A-B C=1\nK='x\n"
+    content += 'G=a#b\nH=a #b\nI=\nJUST\nkljuch\n A-B C=1\nL="1\n# 2" # s\nK=\'x\n'
     env = dotenv.read(content.encode(), 0o600)
     assert env.values == {
         "A": "1",
@@ -231,8 +232,9 @@ def test_env_is_read_as_compose_reads_it() -> None:
         "G": "a#b",
         "H": "a",
         "I": "",
+        "L": "1\n# 2",
     }
-    assert (list(env.broken), list(env.unclosed)) == ([10, 11], [12])
+    assert (list(env.broken), list(env.unclosed)) == ([11, 12], [15])
 
 
 def test_no_line_of_env_is_shown() -> None:
@@ -321,7 +323,7 @@ def card(total: int = 24, free: int = 24, **changes: Any) -> Card:
 
 
 def test_a_driver_as_new_as_the_toolkit_is_fine_and_an_image_of_an_unknown_one_unchecked() -> None:
-    smi = run(["true"], ".")
+    smi = run(["true"], ".", os.environ, 9)
     for image, status in (
         ("pytorch/pytorch:2.9.1-cuda12.8-cudnn9-runtime", "ok"),
         ("pytorch/pytorch:2.13.0-cuda13.0-cudnn9-runtime", "ok"),
@@ -332,16 +334,67 @@ def test_a_driver_as_new_as_the_toolkit_is_fine_and_an_image_of_an_unknown_one_u
 
 def test_memory_that_the_card_does_not_tell_is_unchecked() -> None:
     assert cards.cards_in("0, GPU-0, GB10, 580.65.06, [N/A], [N/A], 12.1\njunk\n")[0].total_bytes == 0
-    [finding] = cards.memory([card(total=0)], Service("vllm", wants_cards=-1), Model("model"), 8192, runs=False)
+    [finding] = cards.memory([card(total=0)], Service("vllm", wants_cards=-1), Model("model"), 8192, may_run=False)
     assert finding.status == "unchecked"
 
 
 def test_a_share_of_the_cards_is_counted_as_the_stand_deals_them_out() -> None:
     second = card(index="1", uuid="GPU-1", free=1)
     vllm = Service("vllm-2", wants_cards=1, cards=["1"])
-    [finding, *_] = cards.memory([card(), second], vllm, Model("model"), 8192, runs=False)
+    [finding, *_] = cards.memory([card(), second], vllm, Model("model"), 8192, may_run=False)
     assert finding.code == "card_busy"
-    assert [one.code for one in cards.memory([card()], vllm, Model("model"), 8192, runs=False)] == ["cards_few"]
+    assert [one.code for one in cards.memory([card()], vllm, Model("model"), 8192, may_run=False)] == ["cards_few"]
+
+
+def test_shared_memory_is_a_must_where_the_model_is_split() -> None:
+    for command, status in (([], "warning"), (["-tp", "2"], "failure"), (["--data-parallel-size", "2"], "failure")):
+        [finding] = shared_memory(Service("vllm", command=command))
+        assert finding.status == status
+    for enough in (Service("vllm", shares_memory=True), Service("vllm", shm_bytes=2**30)):
+        assert [finding.status for finding in shared_memory(enough)] == ["ok"]
+
+
+@pytest.mark.parametrize(
+    ("command", "cards"),
+    [
+        ("", 1),
+        ("-tp 2 --pipeline-parallel-size=3", 6),
+        ("--tensor-parallel-size 2 --data-parallel-size 2", 4),
+        ("-tp 8 -pp 2 --nnodes 2 --node-rank 0", 8),
+        ("--data-parallel-size 4 --data-parallel-size-local 2", 2),
+        ("--data-parallel-size 2 --data-parallel-rank 0", 1),
+        ("-tp many", 1),
+    ],
+)
+def test_cards_are_counted_as_vllm_takes_them(command: str, cards: int) -> None:
+    assert cards_of_this_machine(Service("vllm", command=command.split())) == cards
+
+
+@pytest.mark.parametrize(
+    ("service", "asked"),
+    [
+        ({}, (0, None)),
+        ({"gpus": [{"count": -1}]}, (-1, None)),
+        ({"gpus": [{"count": 2}]}, (2, None)),
+        ({"runtime": "nvidia"}, (-1, None)),
+        ({"runtime": "nvidia", "environment": {"NVIDIA_VISIBLE_DEVICES": "1,2"}}, (2, ["1", "2"])),
+        ({"runtime": "nvidia", "environment": {"NVIDIA_VISIBLE_DEVICES": "none"}}, (0, None)),
+        ({"devices": [{"source": "nvidia.com/gpu=0"}, {"source": "/dev/kfd"}]}, (1, ["0"])),
+        ({"devices": [{"source": "nvidia.com/gpu=all"}]}, (-1, None)),
+        ({"gpus": [{"device_ids": ["0"]}, {"device_ids": ["1"]}]}, (2, ["0", "1"])),
+    ],
+)
+def test_cards_are_asked_for_in_several_ways(service: dict[str, Any], asked: tuple[int, list[str] | None]) -> None:
+    assert reservations.asked(service) == asked
+
+
+def test_files_must_be_readable_for_all_whom_the_containers_run_as(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").chmod(0o600)
+    assert not look_into(str(tmp_path)).entries["config.json"].is_readable
+    owner = os.getuid()
+    assert look_into(str(tmp_path), {owner}).entries["config.json"].is_readable
+    assert not look_into(str(tmp_path), {owner, 10001}).entries["config.json"].is_readable
 
 
 # --- logs and programs ---
@@ -370,14 +423,17 @@ def test_what_vllm_says_before_it_falls_is_explained(log: str, says: str) -> Non
 
 
 def test_a_program_that_hangs_or_is_absent_is_not_waited_for() -> None:
-    assert run(["sleep", "30"], ".", seconds=0.1).end == "timeout"
-    assert run(["no-such-program"], ".").end == "absent"
-    assert run(["true"], ".", {"X": "a\0b"}).end == "absent"
+    begun = time.monotonic()
+    assert run(["sleep", "30"], ".", os.environ, 0.1).end == "timeout"
+    assert run(["sh", "-c", "sleep 30 & wait"], ".", os.environ, 0.1).end == "timeout", "with all that it has started"
+    assert time.monotonic() - begun < 10
+    assert run(["no-such-program"], ".", os.environ, 9).end == "absent"
+    assert run(["true"], ".", {"X": "a\0b"}, 9).end == "absent"
     assert not DotEnv(exists=False).values
 
 
 def test_the_page_is_linked_where_a_person_looks_for_it() -> None:
-    assert re.search(r"make doctor", section("Отладка"))
+    assert re.search(r"make doctor", section("Отладка", OPERATIONS))
     assert re.search(r"docs/doctor\.md", section("Что в репозитории"))
 
 

@@ -1,6 +1,7 @@
 """The host half: each fault is named with what to type, alone and among many, and good health is not complained of."""
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from app.doctor.dotenv import setting_command
 from tests.doctor.faults import FAULTS, Fault
+from tests.doctor.ordinary import ORDINARY
 from tests.doctor.world import KEY, World, begins, troubles
 from tests.readme import ROOT
 from tests.screen import Screen
@@ -37,16 +40,20 @@ def test_good_health_is_not_complained_of(world: World) -> None:
 
 @pytest.fixture(scope="module")
 def looked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, "Future[Findings]"]]:
-    """What is found of each fault; the doctor waits for Docker most of its time, so several look at once."""
+    """What is found of each fault and of each ordinary stand.
 
-    def look(fault: Fault) -> Findings:
-        world = World(tmp_path_factory.mktemp(fault.code), lasting_port())
+    The doctor waits for Docker most of its time, so several look at once.
+    """
+
+    def look(name: str, seed: Callable[[World], object]) -> Findings:
+        world = World(tmp_path_factory.mktemp(name), lasting_port())
         with world.kept:
-            fault.seed(world)
+            seed(world)
             return world.findings()
 
     with ThreadPoolExecutor(4) as several:
-        yield {fault.title: several.submit(look, fault) for fault in FAULTS}
+        faults = {fault.title: several.submit(look, fault.code, fault.seed) for fault in FAULTS}
+        yield faults | {name: several.submit(look, name, seed) for name, seed in ORDINARY.items()}
         several.shutdown(wait=False, cancel_futures=True)
 
 
@@ -61,12 +68,17 @@ def test_a_fault_is_named_and_nothing_else(looked: dict[str, "Future[Findings]"]
     assert finding["why"]
 
 
+@pytest.mark.parametrize("name", ORDINARY)
+def test_an_ordinary_stand_is_not_complained_of(looked: dict[str, "Future[Findings]"], name: str) -> None:
+    assert not troubles(looked[name].result())
+
+
 MANY = """
 docker_old compose_old clock_unsynchronised
 env_readable env_unknown env_dollar extra_args_quote key_example not_a_number budget length_over_model drain
 workers_without_redis tokenizer_path shm
 model_closed weights_cut tokenizer_missing template_missing
-driver_old card_old card_bfloat16 toolkit_missing card_busy
+driver_old card_old toolkit_missing card_busy
 port_taken disk container_fallen
 """.split()
 
@@ -74,7 +86,7 @@ port_taken disk container_fallen
 def seed_many(world: World) -> None:
     """As many at once as can be."""
     for fault in FAULTS:
-        if fault.code in set(MANY) - {"model_closed", "container_fallen", "budget", "card_bfloat16"}:
+        if fault.code in set(MANY) - {"model_closed", "container_fallen", "budget"}:
             fault.seed(world)
     world.set(MAX_CONTEXT_TOKENS="70000")
     (world.model / "model-00001-of-00002.safetensors").chmod(0o600)
@@ -111,6 +123,61 @@ def test_without_docker_everything_else_is_still_looked_at(world: World) -> None
     }
 
 
+def test_what_only_docker_knows_is_not_guessed(world: World) -> None:
+    """The port and the card may be taken by this very stand."""
+    port = world.listen()
+    world.set(GATEWAY_PORT=f"127.0.0.1:{port}")
+    world.card(free="1000")
+    denied = "permission denied while trying to connect to the Docker daemon socket at unix:///var/run/docker.sock"
+    world.say("version", {"Client": {"Version": "28.2.2"}, "Server": None}, complaint=denied, code=1)
+    found = world.findings()
+    assert [finding["code"] for finding in troubles(found)] == ["docker_denied"]
+    [finding] = [finding for finding in found if finding["code"] == "port"]
+    assert finding["status"] == "unchecked"
+
+
+def test_a_file_of_the_owners_is_never_to_be_replaced(world: World) -> None:
+    """It is there, and COMPOSE_FILE names another."""
+    world.set(COMPOSE_FILE="compose-of-the-stand.yaml")
+    assert {finding["code"] for finding in troubles(world.findings())} == {"compose_file_absent"}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'VLLM_API_KEY="sesam"oeffne"',
+        'VLLM_API_KEY="sesam\nX="oeffne"\n',
+        "VLLM_API_KEY=sesam${oeffne",
+        "VLLM_API_KEY=sesam${oeffne!}",
+        "VLLM API KEY=sesam-oeffne",
+        "VLLM_API_KEY 'sesam-oeffne'",
+        "'VLLM_API_KEY=sesam-oeffne'",
+        "VLLM_API_KEY=sesam-oeffne'\n'",
+    ],
+)
+def test_a_key_is_not_shown_however_it_is_written(world: World, line: str) -> None:
+    world.set(VLLM_API_KEY="x")
+    world.edit(".env", "VLLM_API_KEY=x", line)
+    found = str(world.findings())
+    assert "sesam" not in found
+    assert "oeffne" not in found
+
+
+def test_the_commands_that_make_a_secret_leave_one_line_of_it(world: World) -> None:
+    """Whether .env ends with a newline or not, and has had one already or not."""
+    world.set(SESSION_STORE_URL="redis://redis:6379/0")
+    world.write_env((world.folder / ".env").read_text().replace("VLLM_API_KEY=", "export VLLM_API_KEY=").strip())
+    for finding in world.findings():
+        for line in finding["command"].splitlines():
+            if "SESSION_SECRET" in line:
+                subprocess.run(["bash", "-c", line], cwd=world.folder, check=True, capture_output=True)
+    subprocess.run(["bash", "-c", setting_command("VLLM_API_KEY", 16)], cwd=world.folder, check=True)
+    content = (world.folder / ".env").read_text()
+    assert content.count("VLLM_API_KEY") == content.count("SESSION_SECRET") == 1
+    assert KEY not in content
+    assert not troubles(world.findings())
+
+
 def test_in_a_folder_of_something_else_it_says_where_to_go(world: World) -> None:
     for path in (world.folder / "docker-compose.yaml", world.folder / "docker-compose.example.yaml"):
         path.unlink()
@@ -141,11 +208,13 @@ def test_a_stand_at_work_is_looked_at_from_inside_with_the_key_by_the_environmen
     [
         ("No module named app.doctor", "образ шлюза собран раньше"),
         (f"boom {KEY}", "проверка внутри шлюза не удалась: boom ***"),
+        ("", "проверка внутри шлюза не удалась"),
     ],
 )
 def test_a_gateway_that_cannot_look_is_told_of(world: World, complaint: str, says: str) -> None:
     world.containers({"Service": "gateway", "State": "running", "Health": "healthy"})
-    world.say("exec", "", complaint=complaint, code=1)
+    odd = {"status": "of another version", "code": "x", "what": "x"}
+    world.say("exec", json.dumps({"findings": [odd]}) if not complaint else "", complaint=complaint, code=1)
     found = world.findings()
     [finding] = [finding for finding in found if finding["code"] == "inside"]
     assert finding["status"] == "unchecked"
