@@ -1,13 +1,13 @@
 """Whether the model's folder is whole: pure, over what `model` has seen."""
 
 from collections.abc import Iterator
+from shlex import quote
 
 from app.doctor.findings import Finding, failure, gib, ok, or_else, some, warning
 from app.doctor.model import GGUF, OLD_WEIGHTS, WEIGHTS_INDEX, Model
 from app.model_folder import TOKENIZER_FILES
 
 _DOWNLOAD = "~/.hf/bin/hf download ИМЯ_МОДЕЛИ --local-dir model (README, «Подготовка», шаг 1)"
-_ACCESS = "chmod -R a+rX {folder}/"
 
 
 def folder(
@@ -34,7 +34,7 @@ def folder(
             "model_unreadable",
             f"Папка модели {model.folder} не читается: {model.problem}",
             "Контейнеры не прочтут её тоже.",
-            f"ls -ld {model.folder}; sudo {_ACCESS.format(folder=model.folder)}",
+            f"ls -ld {_typed(model)}; sudo chmod -R a+rX {_typed(model)}/",
         )
         return
     if not (model.entries.keys() & {"config.json", "params.json", *TOKENIZER_FILES} or model.shards):
@@ -56,6 +56,11 @@ def folder(
     yield from or_else(troubles, ok("model", f"Модель: {described}"))
 
 
+def _typed(model: Model, more: str = "") -> str:
+    """A path as a shell takes it."""
+    return quote(model.folder + more)
+
+
 def _described(model: Model) -> str:
     size = model.weights_bytes
     weights = f", веса {gib(size)}" if size else ""
@@ -68,7 +73,7 @@ def _label(model: Model) -> Iterator[Finding]:
             "model_selinux",
             "SELinux не пустит контейнеры в папку модели",
             f"Её метка — {model.label}.",
-            f"sudo chcon -Rt container_file_t {model.folder}/",
+            f"sudo chcon -Rt container_file_t {_typed(model)}/",
         )
 
 
@@ -80,21 +85,22 @@ def _unusable(model: Model) -> Iterator[Finding]:
             "model_closed",
             f"Контейнерам не прочесть {'файлы модели: ' + some(closed) if closed else 'папку модели'}",
             "Контейнеры работают не от root, а доступ есть только у владельца.",
-            _ACCESS.format(folder=model.folder),
+            f"chmod -R a+rX {_typed(model)}/",
         )
     if links := [entry.name for entry in entries if entry.leads_nowhere]:
         yield failure(
             "model_links",
             f"В папке модели — ссылки, которые в контейнере никуда не ведут: {some(links)}",
             "Контейнер видит только эту папку; так бывает с кэшем Hugging Face.",
-            f"скачайте сами файлы: {_DOWNLOAD}\nили скопируйте: cp -rL {model.folder} {model.folder}.files",
+            f"скачайте сами файлы: {_DOWNLOAD}\nили скопируйте: cp -rL {_typed(model)} {_typed(model, '.files')} "
+            f"&& mv {_typed(model)} {_typed(model, '.links')} && mv {_typed(model, '.files')} {_typed(model)}",
         )
     if pointers := [entry.name for entry in entries if entry.is_pointer]:
         yield failure(
             "model_pointers",
             f"Вместо файлов модели — указатели Git LFS: {some(pointers)}",
             "Репозиторий склонирован без git-lfs, весов в нём нет.",
-            f"cd {model.folder} && git lfs install && git lfs pull",
+            f"cd {_typed(model)} && git lfs install && git lfs pull",
         )
     bad = [name for name, said in model.documents.items() if not isinstance(said, dict)]
     if bad := [
@@ -105,7 +111,7 @@ def _unusable(model: Model) -> Iterator[Finding]:
             "model_json",
             f"Файлы модели испорчены, это не JSON: {some(bad)}",
             "Скачались не до конца или их правили.",
-            f"rm {' '.join(f'{model.folder}/{name}' for name in bad[:3])}\nскачайте заново: {_DOWNLOAD}",
+            f"rm {' '.join(_typed(model, f'/{name}') for name in bad[:3])}\nскачайте заново: {_DOWNLOAD}",
         )
 
 
@@ -160,7 +166,7 @@ def _shard(model: Model, name: str) -> Iterator[Finding]:
     if entry is None or entry.is_pointer or entry.leads_nowhere or not entry.is_readable:
         return
     tensors = model.tensors.get(name)
-    again = f"rm {model.folder}/{name}\nскачайте заново: {_DOWNLOAD}"
+    again = f"rm {_typed(model, f'/{name}')}\nскачайте заново: {_DOWNLOAD}"
     if not entry.size or (tensors and tensors.problem):
         problem = tensors.problem if tensors else "файл пуст"
         yield failure("weights_broken", f"{name}: {problem}", "vLLM остановится на нём.", again)

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tests.doctor.world import GIB, World
+from tests.doctor.world import GIB, KEY, World
 
 CPU = "docker-compose.yaml:deploy/docker-compose.cpu.yaml"
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1000\n"
@@ -35,6 +35,11 @@ class Fault:
 
 def _missing_env(world: World) -> None:
     (world.folder / ".env").unlink()
+
+
+def _key_of_the_shell(world: World) -> None:
+    _missing_env(world)
+    world.environ["VLLM_API_KEY"] = KEY
 
 
 def _readable_env(world: World) -> None:
@@ -244,6 +249,7 @@ FAULTS = (
     ),
     # --- .env ---
     Fault("нет `.env`", _missing_env, "env_missing", "Нет файла .env", "cp .env.example .env && chmod 600 .env"),
+    Fault("нет `.env`, а ключ — из оболочки", _key_of_the_shell, "env_missing", "Нет файла .env", "cp .env", "warning"),
     Fault(
         "`.env` — не текст",
         lambda world: world.write_env(b"\xff\xfe\x00V"),
@@ -627,6 +633,13 @@ FAULTS = (
         _fallen_vllm,
         "container_fallen",
         "vllm: падает и запускается снова (код 1)",
+        "docker compose logs --tail 100 vllm",
+    ),
+    Fault(
+        "vLLM упал и не запускается",
+        lambda world: world.containers({"Service": "vllm", "State": "exited", "ExitCode": 1}, vllm="KeyError: 'x'\n"),
+        "container_fallen",
+        "vllm: упал и не запускается (код 1)",
         "docker compose logs --tail 100 vllm",
     ),
     Fault(

@@ -18,10 +18,10 @@ from app.doctor import cards, completeness, dotenv, facts, machine, reservations
 from app.doctor.cards import Card
 from app.doctor.containers import telling_line
 from app.doctor.dotenv import DotEnv
-from app.doctor.machine import Disk, Machine
+from app.doctor.machine import Disk, Docker, Machine
 from app.doctor.model import CONTAINERS_USER, Entry, Model, Tensors, look_into
 from app.doctor.needs import Needs, cards_of_this_machine, longest_context, needs_of
-from app.doctor.programs import run
+from app.doctor.programs import Ran, run
 from app.doctor.settings import DEFAULT_MAX_TOKENS, INTEGERS, shared_memory
 from app.doctor.stand import Port, Service, guessed
 from app.turn import DEFAULT_MAX_TOKENS as THE_GATEWAYS_MAX_TOKENS
@@ -210,6 +210,18 @@ def test_selinux_is_spoken_of_where_docker_minds_it() -> None:
         assert [one.code for one in completeness.folder(model)] == ["model"]
 
 
+@pytest.mark.parametrize(
+    "entry", [Entry("x.safetensors", 1, leads_nowhere=True), Entry("x.safetensors", is_pointer=True)]
+)
+def test_a_folder_with_a_space_in_its_name_is_typed_as_one(entry: Entry) -> None:
+    entries = {entry.name: entry, "config.json": Entry("config.json", 1, is_readable=False)}
+    model = Model("/my models/qwen", entries=entries, documents={"config.json": None})
+    commands = "\n".join(finding.command for finding in completeness.folder(model))
+    assert "rm '/my models/qwen/config.json'" in commands
+    assert "chmod -R a+rX '/my models/qwen'/" in commands
+    assert not re.search(r"(?<!')/my models", commands)
+
+
 # --- .env ---
 
 
@@ -266,6 +278,15 @@ def test_without_compose_the_stand_is_guessed_from_its_defaults() -> None:
 def test_a_clock_of_the_past_is_noticed() -> None:
     [finding] = machine.clock(Machine("Linux", "x86_64", now=0.0))
     assert (finding.status, finding.what) == ("failure", "Часы этой машины показывают 1970-01-01: это прошлое")
+
+
+def test_a_docker_of_the_users_own_is_started_without_root() -> None:
+    complaint = (
+        "Cannot connect to the Docker daemon at unix:///run/user/1000/docker.sock. Is the docker daemon running?"
+    )
+    [finding] = machine.docker(Docker(Ran("finished", 1, "", complaint), Ran("finished", 0, "2.29.0")))
+    assert finding.command.startswith("systemctl --user enable --now docker\n")
+    assert "sudo" not in finding.command
 
 
 @pytest.mark.parametrize("kind", [("Darwin", "arm64"), ("Linux", "aarch64"), ("Windows", "AMD64")])
