@@ -155,7 +155,7 @@ def way(info: Mapping[str, Any], hook: str | None, *, has_cdi: bool = False) -> 
         has_cdi: Docker finds the cards described as CDI has it.
     """
     connect = "sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker"
-    if has_cdi or "nvidia" in facts.mapping(info.get("Runtimes")):
+    if has_cdi or any("nvidia" in name for name in facts.mapping(info.get("Runtimes"))):
         yield ok("toolkit", "NVIDIA Container Toolkit подключён к Docker")
     elif hook:
         yield warning(

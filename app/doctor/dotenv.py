@@ -17,6 +17,8 @@ _DOCKERS = re.compile(r"(COMPOSE|DOCKER|BUILDKIT|BUILDX)_\w+")
 _NAME = re.compile(r"(?:export\s+)?[A-Z_][A-Z0-9_]*")
 _LINE = re.compile(r"\s*(?:export\s+)?([^\s=:#]+)\s*[=:]\s*(.*)", re.DOTALL)
 _WORLD_READABLE = 0o004
+# Less alike names are of something else: GRAFANA_PASSWORD is no GRAFANA_PORT.
+_ALIKE = 0.8
 _TEXTS = ("VLLM_API_KEY", "SESSION_SECRET", "DEFAULT_SYSTEM_PROMPT")
 
 
@@ -105,7 +107,7 @@ def _read_entry(found: _Reading, number: int, lines: Sequence[str]) -> int:
             return 1
         found.entries.append(Entry(number, name, quoted, value[0]))
         return 1 + quoted.count("\n")
-    kept = re.split(r"\s#", value, maxsplit=1)
+    kept = value.split(" #", 1)
     found.entries.append(Entry(number, name, kept[0].rstrip(), cut=len(kept) > 1))
     return 1
 
@@ -239,7 +241,7 @@ def _names(env: DotEnv, known: Sequence[str], environ: Mapping[str, str]) -> Ite
 
 
 def _unknown(name: str, number: int, known: Sequence[str]) -> Finding:
-    nearest = difflib.get_close_matches(name.upper(), known, 1)
+    nearest = difflib.get_close_matches(name.upper(), known, 1, _ALIKE)
     meant = f"наверное, это {nearest[0]}" if nearest else "список — в .env.example"
     remedy = (
         f"sed -i '{number}s/{name}/{nearest[0]}/' .env" if nearest else f"nano +{number} .env — уберите или исправьте"

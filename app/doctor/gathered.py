@@ -195,7 +195,9 @@ class Gathered:
     def key(self) -> str:
         """The key that the owner has set, not one that Compose was given in its place."""
         own = self.environ.get("VLLM_API_KEY") or self.dotenv.values.get("VLLM_API_KEY", "")
-        return self.stand.api_key if own and not self.stand.is_guessed and self.dotenv.is_sound else own
+        if not own or self.stand.is_guessed or not self.dotenv.is_sound:
+            return own
+        return self.stand.api_key or own
 
     @property
     def _secrets_of_env(self) -> list[str]:

@@ -163,6 +163,12 @@ def _for_its_owner(world: World) -> None:
     world.model.chmod(0o700)
 
 
+def _by_another_name(world: World) -> None:
+    for old, new in (("\n  vllm:\n", "\n  llm:\n"), ("depends_on: [vllm]", "depends_on: [llm]")):
+        world.edit("docker-compose.yaml", old, new)
+    world.set(VLLM_BASE_URL="http://llm:8000/v1")
+
+
 def _long_ago(world: World) -> None:
     """It fell twice and works since; and what is not of the stand any more has been left lying."""
     details = {"RestartCount": 3, "State": {"OOMKilled": False}}
@@ -212,6 +218,7 @@ ORDINARY: Mapping[str, Callable[[World], None]] = {
     "model_for_its_owner": _for_its_owner,
     # --- Docker ---
     "desktop": lambda world: world.info(OperatingSystem="Docker Desktop", DockerRootDir="/nowhere"),
+    "vllm_by_another_name": _by_another_name,
     "long_ago": _long_ago,
 }
 """Name: what is otherwise than in a world in good health."""

@@ -261,6 +261,23 @@ def test_a_dollar_that_compose_can_put_in_is_no_fault() -> None:
     assert not codes
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("MAX_CONTEXT_TOKEN", "MAX_CONTEXT_TOKENS"),
+        ("VLLM_KEY", "VLLM_API_KEY"),
+        ("vllm_api_key", "VLLM_API_KEY"),
+        ("GRAFANA_PASSWORD", ""),
+        ("HF_TOKEN", ""),
+        ("TZ", ""),
+    ],
+)
+def test_a_name_is_taken_for_another_only_where_it_is_much_alike(name: str, meant: str) -> None:
+    env = dotenv.read(f"{name}=1\n".encode(), 0o600)
+    [finding] = dotenv.suspicions(env, [*env_example(), "GATEWAY_PORT"], {})
+    assert finding.command.startswith(f"sed -i '1s/{name}/{meant}/' .env" if meant else "nano +1 .env")
+
+
 def test_without_compose_the_stand_is_guessed_from_its_defaults() -> None:
     example = (ROOT / "docker-compose.example.yaml").read_text(encoding="utf-8")
     env = {"VLLM_EXTRA_ARGS": "--max-model-len 4096 --seed '1 2'", "GATEWAY_PORT": "127.0.0.1:9000"}
