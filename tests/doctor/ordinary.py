@@ -169,6 +169,24 @@ def _by_another_name(world: World) -> None:
     world.set(VLLM_BASE_URL="http://llm:8000/v1")
 
 
+def _elsewhere(world: World) -> None:
+    world.set(VLLM_BASE_URL="http://10.0.0.5:8000/v1")
+    world.without("nvidia-smi")
+
+
+def _overlays(*names: str) -> Callable[[World], None]:
+    def switch(world: World) -> None:
+        files = ["docker-compose.yaml", *(f"deploy/docker-compose.{name}.yaml" for name in names)]
+        world.set(COMPOSE_FILE=":".join(files))
+        if "scale" in names:
+            world.set(SESSION_SECRET="0123456789abcdef" * 2)
+            _cards(world, {}, {})
+        if "cpu" in names:
+            world.without("nvidia-smi")
+
+    return switch
+
+
 def _long_ago(world: World) -> None:
     """It fell twice and works since; and what is not of the stand any more has been left lying."""
     details = {"RestartCount": 3, "State": {"OOMKilled": False}}
@@ -219,6 +237,10 @@ ORDINARY: Mapping[str, Callable[[World], None]] = {
     # --- Docker ---
     "desktop": lambda world: world.info(OperatingSystem="Docker Desktop", DockerRootDir="/nowhere"),
     "vllm_by_another_name": _by_another_name,
+    "vllm_elsewhere": _elsewhere,
+    "processor": _overlays("cpu"),
+    "several": _overlays("scale"),
+    "several_on_the_processor": _overlays("scale", "cpu"),
     "long_ago": _long_ago,
 }
 """Name: what is otherwise than in a world in good health."""
