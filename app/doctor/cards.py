@@ -227,6 +227,8 @@ def _given(vllm: Service, found: Sequence[Card]) -> list[Card] | None:
     given = list(found) if vllm.cards is None else _named(vllm.cards, found)
     if given is None:
         return None
+    if vllm.cards is None and vllm.wants_cards >= 0:
+        given = given[: vllm.wants_cards]
     # CUDA counts from the fastest one on.
     given.sort(key=lambda card: (card.capability, card.total_bytes), reverse=True)
     if not (visible := vllm.environment.get("CUDA_VISIBLE_DEVICES")):

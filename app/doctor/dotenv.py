@@ -121,9 +121,11 @@ def _quoted(value: str, following: Sequence[str]) -> str | None:
     closed = re.compile(rf"{quote}((?:\\[\s\S]|[^\\{quote}])*){quote}")
     if on_the_line := closed.match(value):
         return on_the_line[1]
-    later = closed.match("\n".join([value, *following]))
-    rest = "\n".join([value, *following])[later.end() :].partition("\n")[0].strip() if later else "more"
-    return later[1] if later and (not rest or rest.startswith("#")) else None
+    text = "\n".join([value, *following])
+    if not (later := closed.match(text)):
+        return None
+    rest = text[later.end() :].partition("\n")[0].strip()
+    return later[1] if not rest or rest.startswith("#") else None
 
 
 def named_defaults(env_example: str) -> dict[str, str]:
@@ -166,7 +168,7 @@ def _missing(environ: Mapping[str, str]) -> Finding:
 def setting_command(name: str, size: int) -> str:
     """Gives a secret a new value, whether .env has one already or not, and shows it."""
     return (
-        f"sed -E -i '/^(export )?{name} ?[=:]/d' .env; "
+        f"sed -E -i '/^\\s*(export\\s+)?{name}\\s*[=:]/d' .env; "
         f'printf "\\n{name}=%s\\n" "$(openssl rand -hex {size})" >> .env; grep {name}= .env'
     )
 

@@ -382,6 +382,9 @@ def test_a_share_of_the_cards_is_counted_as_the_stand_deals_them_out() -> None:
     [finding, *_] = cards.memory([card(), second], vllm, Model("model"), 8192, may_run=False)
     assert finding.code == "card_busy"
     assert [one.code for one in cards.memory([card()], vllm, Model("model"), 8192, may_run=False)] == ["cards_few"]
+    first = Service("vllm", wants_cards=1)  # Docker counts as nvidia-smi does
+    busy = [card(free=1, capability=(7, 5)), card(index="1", uuid="GPU-1")]
+    assert next(one.code for one in cards.memory(busy, first, Model("model"), 8192, may_run=False)) == "card_busy"
 
 
 def test_shared_memory_is_a_must_where_the_model_is_split() -> None:

@@ -154,7 +154,7 @@ def test_a_key_is_not_shown_however_it_is_written(looked: Looked, line: str) -> 
 def test_the_commands_that_make_a_secret_leave_one_line_of_it(world: World) -> None:
     """Whether .env ends with a newline or not, and has had one already or not."""
     world.set(SESSION_STORE_URL="redis://redis:6379/0")
-    world.write_env((world.folder / ".env").read_text().replace("VLLM_API_KEY=", "export VLLM_API_KEY=").strip())
+    world.write_env((world.folder / ".env").read_text().replace("VLLM_API_KEY=", " export  VLLM_API_KEY = ").rstrip())
     for finding in world.findings():
         for line in finding["command"].splitlines():
             if "SESSION_SECRET" in line:
