@@ -3,7 +3,7 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo doctor up down logs ps gateway test lint bench clean
+.PHONY: help demo doctor up down logs ps gateway train exam test lint bench clean
 
 help: ## показать эту справку
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,14 @@ model:
 
 gateway: ## подготовить окружение шлюза и клиента (.venv), без vLLM
 	@$(PYTHON) -m demo.environments gateway
+
+train: ## обучить модель для make demo заново: полчаса
+	@$(PYTHON) -m demo.environments vllm
+	@.venv-vllm/bin/python -m demo.assistant.train demo/assistant/model
+
+exam: ## спросить модель для make demo о том, чему она не обучалась
+	@$(PYTHON) -m demo.environments gateway vllm
+	@.venv/bin/python -m demo.assistant.exam
 
 test: ## подготовить всё нужное и прогнать все тесты
 	@$(PYTHON) -m demo.environments tests vllm

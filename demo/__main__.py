@@ -14,7 +14,7 @@ from types import FrameType
 
 from demo.environments import ROOT, VLLM_VENV, prepare, prepare_vllm
 from demo.progress import StepFailed
-from demo.stand import DEFAULT_MAX_MODEL_LEN, generated_model, start_gateway, start_vllm
+from demo.stand import ASSISTANT, DEFAULT_MAX_MODEL_LEN, start_gateway, start_vllm
 
 _USER_MODEL = ROOT / "model"
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -90,9 +90,9 @@ def _model() -> Path:
             f"В папке {_USER_MODEL} нет config.json, а нужна модель целиком: веса, config.json, токенизатор, шаблон "
             "чата. Дополните папку или уберите её."
         )
-    print("Модель: в папке ./model ничего нет, поэтому крошечная со случайными весами.")
-    print("Она отвечает бессмысленным набором слогов, зато идёт тем же путём, что и настоящая.")
-    return generated_model()
+    print("Модель: в папке ./model ничего нет, поэтому демонстрационная, на 2 миллиона параметров.")
+    print("Она знает только этот продукт: спросите, что такое шлюз. На другое отвечает «не знаю», иногда ошибается.")
+    return ASSISTANT
 
 
 def _in_foreground(command: Sequence[str], environ: Mapping[str, str]) -> int:

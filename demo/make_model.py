@@ -6,6 +6,7 @@ torch and transformers: `python demo/make_model.py [--layers N] [--hidden N] FOL
 
 import argparse
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -29,17 +30,22 @@ CHAT_TEMPLATE = """\
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer on a text that stays as it is, and so do token counts; mostly Russian tales."""
+    """Train a tokenizer on a text that stays as it is, and so do token counts; mostly Russian tales."""
+    return new_tokenizer(TRAINING_TEXT.read_text(encoding="utf-8").splitlines(keepends=True), VOCABULARY_TOKENS)
+
+
+def new_tokenizer(texts: Iterable[str], vocabulary_tokens: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer with ChatML's template."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY_TOKENS,
+        vocab_size=vocabulary_tokens,
         special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train([str(TRAINING_TEXT)], trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",

@@ -18,6 +18,8 @@ from demo.environments import ROOT, VLLM_LIBRARIES, WORK, prepare_vllm
 from demo.progress import Step, run_step, wait_for
 
 SERVED_NAME = "/app/model"
+ASSISTANT = ROOT / "demo" / "assistant" / "model"
+"""The model of the demo, which knows this product and nothing else."""
 DEFAULT_MAX_MODEL_LEN = 8192
 _STOP_SECONDS = 10.0
 _USER_MODEL_KV_CACHE_GIB = 4
@@ -149,7 +151,7 @@ def start_vllm(model: Path, key: str, max_model_len: int = DEFAULT_MAX_MODEL_LEN
     """
     programs = prepare_vllm()
     port = port or free_port()
-    ours = model.parent == WORK
+    ours = model == ASSISTANT or model.parent == WORK
     environ = {
         "VLLM_API_KEY": key,
         "VLLM_CPU_KVCACHE_SPACE": str(1 if ours else _USER_MODEL_KV_CACHE_GIB),

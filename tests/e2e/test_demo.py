@@ -1,6 +1,7 @@
 """`make demo`: from its start to its end, and interrupted on the way."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from demo.assistant.corpus import UNKNOWN, load
+from demo.assistant.exam import examine
 from tests.processes import command_of, descendants, is_alive
 from tests.screen import Screen
 from tests.servers import wait_until
@@ -93,9 +96,17 @@ def test_interrupted_on_the_way_it_stops_what_it_started(signals: list[signal.Si
         wait_until(lambda: not any(map(is_alive, started)))
 
 
-def test_lines_from_a_pipe() -> None:
+def test_it_knows_this_product_and_says_what_it_does_not_know() -> None:
+    """Asked what it was not trained on, by another program first and then by lines from a pipe."""
     with running_demo() as demo:
-        output, errors = demo.communicate("Привет\n", timeout=300)
+        assert demo.stdout is not None
+        address = next(found for line in demo.stdout if (found := re.search(r"GATEWAY=(\S+) KEY=(\S+)", line)))
+        results = list(examine(address[1], address[2]))
+        assert {result.part.title: result.share for result in results if not result.passed} == {}
+        output, errors = demo.communicate("Привет\nКакой порт слушает шлюз?\nКто написал «Войну и мир»?\n", timeout=60)
         assert demo.returncode == 0, errors
-        reply = output.partition("KEY=")[2].partition("\n")[2].partition("Останавливаю")[0]
-        assert reply.strip()
+        answers = load().answers
+        said = " ".join(output.split())
+        places = [said.find(answers[name]) for name in ("hello", "port", UNKNOWN)]
+        assert places == sorted(places), said
+        assert -1 not in places, said
