@@ -113,9 +113,9 @@ def test_its_variables_and_their_defaults_are_the_russian_ones() -> None:
 
 
 def test_its_commands_are_in_the_russian_one() -> None:
-    steps = re.findall(r"`((?:cp|chmod|docker compose) [^`]+)`", section("The stand: docker compose", ENGLISH))
+    steps = re.findall(r"`((?:cp|chmod|docker compose) [^`]+)`", section("The stack: Docker Compose", ENGLISH))
     assert len(steps) == 6
     for step in [*steps, *"".join(commands("Try it, without Docker", ENGLISH)).splitlines()]:
         assert step in README
-    for line in re.findall(r"^COMPOSE_FILE=.*$", README, re.MULTILINE):
+    for line in re.findall(r"^COMPOSE_FILE=.*yaml$", README, re.MULTILINE):
         assert f"`{line}`" in ENGLISH

@@ -4,6 +4,7 @@ import hashlib
 import random
 import tomllib
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate, chain
 from pathlib import Path
@@ -42,13 +43,18 @@ class Topic:
         """All of them."""
         return list(chain.from_iterable(self.patterns))
 
-    def sample(self, rng: random.Random, *, held_out: bool = False) -> str:
-        """One of its texts: of those that are trained on, or of those that never are."""
+    def sample(self, rng: random.Random) -> str:
+        """One of the texts that are trained on."""
+        return next(text for _, text in self._draws(rng) if not is_held_out(text))
+
+    def sample_held_out(self, rng: random.Random) -> str:
+        """One that is never trained on, though others of its pattern are."""
+        return next(text for found, text in self._draws(rng) if len(found) > 1 and is_held_out(text))
+
+    def _draws(self, rng: random.Random) -> Iterator[tuple[list[str], str]]:
         while True:
             [found] = rng.choices(self.patterns, cum_weights=self._weights)
-            text = rng.choice(found)
-            if is_held_out(text) == held_out:
-                return text
+            yield found, rng.choice(found)
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ class Paper:
 
     def _by_patterns(self, rng: random.Random) -> list[Question]:
         return [
-            Question(topic.sample(rng, held_out=True), self._corpus.answers[topic.name])
+            Question(topic.sample_held_out(rng), self._corpus.answers[topic.name])
             for topic in self._corpus.known
             for _ in range(_PER_TOPIC)
         ]
