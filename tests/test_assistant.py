@@ -56,6 +56,12 @@ def bare(text: str) -> str:
     return re.sub(r"[^\w/]|_", "", text.lower().replace("ё", "е"))
 
 
+def plain(text: str) -> set[str]:
+    """A question, and what is left of it without the openings and endings that are put to any in training."""
+    begun = {bare(text), *(bare(text).removeprefix(bare(opener)) for opener in corpus.OPENERS)}
+    return {*begun, *(rest.removesuffix(bare(closer)) for rest in begun for closer in corpus.CLOSERS)}
+
+
 def test_no_question_has_two_answers(taught: corpus.Corpus) -> None:
     answers = defaultdict(set)
     for topic in taught.known:
@@ -71,7 +77,7 @@ def test_what_the_exam_asks_is_never_trained_on(taught: corpus.Corpus) -> None:
     """Neither questions in free words nor those that are held out of the patterns' own."""
     trained = {bare(text) for topic in (*taught.known, *taught.unknown) for text in topic.texts()}
     paper = Paper(taught)
-    assert not {question.text for question in paper.free + paper.free_unknown if bare(question.text) in trained}
+    assert not {question.text for question in paper.free + paper.free_unknown if plain(question.text) & trained}
     rng = Random(0)
     held_out = {topic.sample_held_out(rng) for topic in taught.known for _ in range(20)}
     learnt = {topic.sample(rng) for topic in taught.known for _ in range(200)}

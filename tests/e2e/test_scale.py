@@ -23,6 +23,7 @@ import pytest
 
 from demo.stand import Server, free_port
 from tests.conftest import Gateway, SessionOf, problem
+from tests.raw import connected
 from tests.readme import ROOT
 from tests.redis_process import RedisProcess, program, redis_process
 from tests.scripted_vllm import KEY, ScriptedVLLM, Seen, delta, hanging, streamed
@@ -89,6 +90,15 @@ def haproxy(name: str, names: NameServer, target_port: int) -> Server:
     command = [HAPROXY, "-db", "-f", str(CONFIGURATION / "haproxy.cfg"), "-f", str(CONFIGURATION / f"{name}.cfg")]
     environ = {"LISTEN": f"127.0.0.1:{port}", "DNS": names.address, "TARGET_PORT": str(target_port)}
     return Server(f"haproxy-{name}", command, environ, port, "/health")
+
+
+def listens(server: Server) -> bool:
+    """Whether it takes connections already."""
+    try:
+        connected(server.url).close()
+    except OSError:
+        return False
+    return True
 
 
 @dataclass
@@ -194,6 +204,7 @@ def stand(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Itera
         gateway_port, vllm_port = free_port(), free_port()
         proxy = stack.enter_context(haproxy("gateways", names, gateway_port))
         balancer = stack.enter_context(haproxy("vllm", names, vllm_port))
+        wait_until(lambda: listens(proxy) and listens(balancer))
         http = stack.enter_context(httpx2.Client(base_url=proxy.url, timeout=30))
         started = Stand(names, Gateway(proxy.url, http), proxy, balancer, redis, model_folder, gateway_port, vllm_port)
         stack.callback(started.stop)
