@@ -102,11 +102,9 @@ def _unusable(model: Model) -> Iterator[Finding]:
             "Репозиторий склонирован без git-lfs, весов в нём нет.",
             f"cd {_typed(model)} && git lfs install && git lfs pull",
         )
-    bad = [name for name, said in model.documents.items() if not isinstance(said, dict)]
-    if bad := [
-        *bad,
-        *(entry.name for entry in entries if entry.name.endswith(".json") and _is_empty(model, entry.name)),
-    ]:
+    no_json = [name for name, said in model.documents.items() if not isinstance(said, dict)]
+    empty = [entry.name for entry in entries if entry.name.endswith(".json") and _is_empty(model, entry.name)]
+    if bad := [*no_json, *empty]:
         yield failure(
             "model_json",
             f"Файлы модели испорчены, это не JSON: {some(bad)}",

@@ -12,12 +12,12 @@ from typing import Any
 
 from demo.assistant.pattern import texts
 
-HERE = Path(__file__).resolve().parent
 FINGERPRINT_FILE = "corpus.sha256"
 """In the model's folder: what it was trained on."""
 UNKNOWN = "unknown"
 """The name of the answer to whatever is no question of ours."""
 
+_HERE = Path(__file__).resolve().parent
 _FILES = ("questions.toml", "unknown.toml", "system_prompts.toml")
 _HELD_OUT_OF = 10
 _UNKNOWN_SHARE = 0.3
@@ -109,9 +109,9 @@ class Corpus:
         return written(rng.choice(self.unknown).sample(rng), rng)
 
 
-def load(folder: Path = HERE) -> Corpus:
+def load() -> Corpus:
     """Read the files of the corpus."""
-    questions, unknown, prompts = (_toml(folder / name) for name in _FILES)
+    questions, unknown, prompts = map(read, _FILES)
     answers = {name: question["answer"] for name, question in questions.items()} | {UNKNOWN: unknown.pop("answer")}
     return Corpus(
         answers,
@@ -123,11 +123,12 @@ def load(folder: Path = HERE) -> Corpus:
 
 def fingerprint() -> str:
     """What tells this corpus from any other: weights keep it, as what they were trained on."""
-    return hashlib.sha256(b"".join((HERE / name).read_bytes() for name in _FILES)).hexdigest()
+    return hashlib.sha256(b"".join((_HERE / name).read_bytes() for name in _FILES)).hexdigest()
 
 
-def _toml(path: Path) -> dict[str, Any]:
-    return tomllib.loads(path.read_text(encoding="utf-8"))
+def read(name: str) -> dict[str, Any]:
+    """A TOML file of this folder."""
+    return tomllib.loads((_HERE / name).read_text(encoding="utf-8"))
 
 
 def is_held_out(text: str) -> bool:

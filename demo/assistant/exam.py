@@ -7,7 +7,6 @@ import argparse
 import random
 import secrets
 import sys
-import tomllib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -16,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 
 from client.api import Answer, GatewayClient, GatewayError, Message, message_of
-from demo.assistant.corpus import HERE, UNKNOWN, Corpus, load
+from demo.assistant.corpus import UNKNOWN, Corpus, load, read
 from demo.environments import prepare
 from demo.progress import StepFailed
 from demo.stand import ASSISTANT, start_gateway, start_vllm
@@ -109,7 +108,7 @@ class Paper:
 
     def __init__(self, corpus: Corpus) -> None:
         self._corpus = corpus
-        exam = tomllib.loads((HERE / "exam.toml").read_text(encoding="utf-8"))
+        exam = read("exam.toml")
         unknown = exam.pop(UNKNOWN)
         self.free = [Question(text, corpus.answers[name]) for name, texts in exam.items() for text in texts]
         self.free_unknown = [Question(text, corpus.answers[UNKNOWN]) for text in unknown]
